@@ -1,0 +1,82 @@
+"""RFC 8785 canonical JSON, and the only JSON reader for signed bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Final
+
+import rfc8785
+
+from rapha.spec.refusals import Refused
+
+MAX_BYTES: Final = 64 * 1024 * 1024
+MAX_DEPTH: Final = 64
+
+
+def dumps(value: Any) -> bytes:
+    """RFC 8785 bytes of a tree of JSON types.
+
+    Raises:
+        Refused: `schema.json` for what RFC 8785 can't express (NaN, integers beyond 2^53, lone surrogates).
+    """
+    try:
+        return rfc8785.dumps(value)
+    except (rfc8785.CanonicalizationError, RecursionError, UnicodeError) as error:
+        raise Refused("schema.json", f"not canonical JSON: {error}") from None
+
+
+def loads(data: bytes, *, limit: int = MAX_BYTES) -> Any:
+    """Parse strict JSON: UTF-8, no duplicate key, no NaN, bounded size and depth.
+
+    Raises:
+        Refused: `schema.json` or `schema.too_large`.
+    """
+    if len(data) > limit:
+        raise Refused("schema.too_large", f"{len(data)} bytes, the limit is {limit}")
+    _check_depth(data)
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise Refused("schema.json", f"not strict JSON: {error}") from None
+
+
+def loads_canonical(data: bytes, *, limit: int = MAX_BYTES) -> Any:
+    """Parse and demand that `data` is the canonical form, so that no byte of it is free.
+
+    Raises:
+        Refused: `schema.json` or `schema.too_large`.
+    """
+    value = loads(data, limit=limit)
+    if dumps(value) != data:
+        raise Refused("schema.json", "the bytes are not RFC 8785 canonical JSON")
+    return value
+
+
+def digest(value: Any) -> str:
+    """Lower-case hex SHA-256 of the canonical form."""
+    return hashlib.sha256(dumps(value)).hexdigest()
+
+
+def _check_depth(data: bytes) -> None:
+    # Counted before parsing, since the parser recurses; brackets inside strings only make it stricter.
+    depth = deepest = 0
+    for byte in data.translate(None, _NOT_BRACKETS):
+        depth += 1 if byte in b"[{" else -1
+        deepest = max(deepest, depth)
+    if deepest > MAX_DEPTH:
+        raise Refused("schema.json", f"nested deeper than {MAX_DEPTH}")
+
+
+_NOT_BRACKETS: Final = bytes(b for b in range(256) if b not in b"[]{}")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("duplicate key")
+    return result
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,78 @@
+"""Strict models: every object that crosses a trust zone derives from `Model`.
+
+Unknown fields refuse, values are immutable, and every error names the field and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from rapha.spec.refusals import Refused
+
+PROTOCOL = 1
+"""Version of every signed payload; a reader of one version refuses another."""
+
+Profile = Literal["demo", "production"]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""Lower-case hex SHA-256."""
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+"""A short name that is safe in paths and URLs."""
+KeyId = Sha256
+"""SHA-256 of a key's SubjectPublicKeyInfo."""
+Timestamp = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):[0-5]\d:[0-5]\dZ$"
+    ),
+]
+"""RFC 3339 in UTC, whole seconds."""
+Money = Annotated[str, StringConstraints(pattern=r"^(0|[1-9]\d{0,11})(\.\d{1,6})?$")]
+"""Decimal string with at most the token's 6 decimals, never a float."""
+
+
+class Model(BaseModel):
+    """Immutable and closed: an unknown field is an error, not a note."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, value: object, where: str = "") -> Self:
+        """Validate `value`, a tree of JSON types.
+
+        Raises:
+            Refused: `schema.field_unknown`, `schema.field_missing` or `schema.field_invalid`, naming
+                the field as a dotted path under `where`.
+        """
+        if not isinstance(value, Mapping):
+            raise Refused("schema.field_invalid", f"{where or cls.__name__}: expected an object")
+        try:
+            return cls.model_validate(_jsonable(value))
+        except ValidationError as error:
+            raise refusal_from(error, where) from None
+
+    def dump(self) -> dict[str, Any]:
+        """The model as JSON types, every field present."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def _jsonable(value: object) -> object:
+    """Tuples come back from JSON as lists; strict models accept them only as tuples."""
+    if isinstance(value, Mapping):
+        return {k: _jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(_jsonable(v) for v in value)
+    return value
+
+
+def refusal_from(error: ValidationError, where: str = "") -> Refused:
+    """Turn pydantic's first error into a refusal that names the field."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    path = ".".join([where, *map(str, first["loc"])] if where else [str(p) for p in first["loc"]]) or "(top)"
+    code = {"extra_forbidden": "schema.field_unknown", "missing": "schema.field_missing"}.get(
+        first["type"], "schema.field_invalid"
+    )
+    said = {"schema.field_unknown": "is not a field here", "schema.field_missing": "is missing"}.get(code)
+    return Refused(code, f"{path}: {said or first['msg']}")
