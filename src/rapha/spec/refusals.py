@@ -132,6 +132,9 @@ REGISTRY: Final[dict[str, Entry]] = {
         "The node's assurance is below what the policy or the job accepts.",
         "Accept this assurance in the job, or use another node.",
     ),
+    "policy.compute": _e(
+        "The job asks for hardware that the policy does not offer.", "Lower `compute.gpus`."
+    ),
     "policy.scan": _e(
         "The scanner has findings that the policy forbids.", "Fix the findings listed by `rapha scan`."
     ),
@@ -211,6 +214,10 @@ REGISTRY: Final[dict[str, Entry]] = {
     ),
     "node.disk_full": _e("There is no room to go on.", "The hospital frees space."),
     "node.config": _e("The node's configuration is not valid.", "Correct the field named."),
+    "node.journal_invalid": _e(
+        "The journal of served records does not verify.",
+        "The hospital keeps the file and submits no count from it.",
+    ),
     "node.internal": _e(
         "A gate could not find out; that is a refusal.", "Tell the hospital; its log has the cause."
     ),
@@ -236,6 +243,17 @@ REGISTRY: Final[dict[str, Entry]] = {
     "policy.conflict": _e("The object is in another state than the call assumes.", "Read it again."),
     "policy.request_replayed": _e(
         "The signed request was seen before or is too old.", "Sign a new request; check the clock."
+    ),
+    "policy.log_invalid": _e(
+        "The log's checkpoint or proof does not verify.",
+        "Fetch it again; if it persists, tell the log's monitors: the log may have forked.",
+    ),
+    "policy.unavailable": _e(
+        "The coordinator could not find out; nothing was acknowledged.", "Try again; the call is idempotent."
+    ),
+    "budget.rate": _e("Too many requests or open registrations.", "Wait, then try again."),
+    "budget.storage": _e(
+        "The coordinator's disk or the caller's quota is full.", "Send less, or ask the network's operator."
     ),
 }
 

@@ -1,0 +1,5 @@
+"""`python -m rapha`."""
+
+from rapha.cli.main import main
+
+main()

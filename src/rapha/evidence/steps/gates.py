@@ -1,0 +1,211 @@
+"""Steps 8 to 15: what each gate of the node left behind."""
+
+from __future__ import annotations
+
+from rapha.evidence import canonical, dsse
+from rapha.evidence.attestation.appraise import LIFETIME_S, SKEW_S, Expected, appraise
+from rapha.evidence.steps.case import CIPHER, PLAIN, Case, keys_of, people_keys
+from rapha.spec.agreement import Person
+from rapha.spec.attestation import Appraisal, Posture, Ticket
+from rapha.spec.receipt import Approval, Review
+from rapha.spec.refusals import Refused
+from rapha.spec.sections import GuardSection, PolicySection, ScanSection
+from rapha.spec.units import parse_time
+
+
+def step_posture(case: Case) -> str:
+    """Step 8; see `rapha.evidence.verify`."""
+    posture = Posture.parse(case.bundle["admission"], "admission")
+    admitted = int(parse_time(case.receipt.times.admitted).timestamp())
+    case.admission = appraise_within(case, posture, case.job_id, posture.nonce, admitted, SKEW_S)
+    statement = dsse.verify(
+        case.bundle["ticket"],
+        people_keys(case.agreement.developers),
+        kind="ticket",
+        profile=case.trust.profile,
+        audience=case.receipt.node,
+    )
+    expected = Ticket(
+        job=case.job_id,
+        node=case.receipt.node,
+        evidence=case.receipt.sections["admission"],
+        nonce=posture.nonce,
+    )
+    if Ticket.parse(statement.predicate, "ticket") != expected:
+        raise Refused("posture.ticket_invalid", "the ticket names another job, node or evidence")
+    return f"{case.admission.kind}, measurement {case.admission.measurement[:16]}…, ticket matches"
+
+
+def appraise_within(
+    case: Case, posture: Posture, subject: str, nonce: str, earliest: int, skew: int
+) -> Appraisal:
+    # Evidence was fresh when it was used; the receipt's times, not today's, are what it is held against.
+    issued = _issued(posture)
+    finished = int(parse_time(case.receipt.times.finished).timestamp())
+    if not earliest - LIFETIME_S - skew <= issued <= finished + SKEW_S:
+        raise Refused("posture.evidence_invalid", "the evidence is not of the time of this job")
+    node = next(n for n in case.agreement.nodes if n.id == case.receipt.node)
+    return appraise(
+        posture,
+        Expected(
+            node=case.receipt.node,
+            nonce=nonce,
+            subject=subject,
+            policy=policy_digest(case.trust.policy_bundles),
+            signing_key=node.receipt_key,
+            measurements=case.agreement.measurements,
+            simulated_roots=keys_of(case.trust.simulated_tee),
+            least_assurance=case.receipt.assurance,
+            now=issued,
+        ),
+    )
+
+
+def _issued(posture: Posture) -> int:
+    # Read before it is verified, only to choose the moment at which `appraise` then verifies it.
+    issued = dsse.unverified_predicate(posture.evidence.quote).get("issued")
+    if not isinstance(issued, int) or isinstance(issued, bool):
+        raise Refused("posture.evidence_invalid", "the quote has no time")
+    return issued
+
+
+def policy_digest(bundle_digests: tuple[str, ...]) -> str:
+    """What attestation binds as the policy in force: the digest of the sorted bundle digests."""
+    return canonical.digest(sorted(bundle_digests))
+
+
+def step_scan(case: Case) -> str:
+    """Step 9; see `rapha.evidence.verify`."""
+    scan = ScanSection.parse(case.bundle["scan"], "scan")
+    if scan.image != case.job.image:
+        raise Refused("image.digest_mismatch", "another image was scanned")
+    return f"{scan.scanner}: no refusal, {scan.warnings} warnings"
+
+
+def step_policy(case: Case) -> str:
+    """Step 10; see `rapha.evidence.verify`."""
+    section = PolicySection.parse(case.bundle["policy"], "policy")
+    if sorted(section.bundles) != sorted(case.trust.policy_bundles):
+        raise Refused("policy.undefined", "decided by other policy bundles than the pinned ones")
+    case.proves.append("exactly the pinned policy bundles allowed it")
+    return f"allowed by {len(section.bundles)} pinned bundle(s), engine {section.engine}"
+
+
+def step_approval(case: Case) -> str:
+    """Step 11; see `rapha.evidence.verify`."""
+    expected = Approval(
+        job=case.job_id,
+        verdict="approve",
+        policy=case.receipt.sections["policy"],
+        manifest=case.receipt.dataset.manifest,
+        cohort=case.receipt.dataset.cohort,
+        measurement=case.admission.measurement,
+        changes=_changes(case.bundle["approvals"]),
+    )
+    agreement = case.agreement
+    n = _signed_by(case, "approvals", "approval", agreement.approvers, agreement.approvals_required, expected)
+    case.proves.append(f"{n} of the hospital's owners approved this job on this data")
+    return f"{n} owners (of {len(agreement.approvers)}, {agreement.approvals_required} needed)"
+
+
+def _changes(approvals: object) -> str:
+    if not isinstance(approvals, list) or not approvals:
+        raise Refused("policy.approval_missing", "no approvals")
+    changes = dsse.unverified_predicate(approvals[0]).get("changes")
+    if not isinstance(changes, str):
+        raise Refused("policy.approval_invalid", "an approval covers no list of changes")
+    return changes
+
+
+def _signed_by(
+    case: Case,
+    section: str,
+    kind: str,
+    people: tuple[Person, ...],
+    required: int,
+    expected: Approval | Review,
+) -> int:
+    envelopes = case.bundle[section]
+    if not isinstance(envelopes, list):
+        raise Refused("schema.field_invalid", f"{section}: expected a list")
+    signers: set[str] = set()
+    for envelope in envelopes:
+        statement = dsse.verify(
+            envelope, people_keys(people), kind=kind, profile=case.trust.profile, audience=case.receipt.node
+        )
+        if type(expected).parse(statement.predicate, kind) != expected or dict(statement.subjects) != {
+            "job": case.job_id
+        }:
+            raise Refused("policy.approval_invalid", f"an {kind} covers something else")
+        if len(statement.keyids) != 1 or statement.keyids[0] in signers:
+            raise Refused("policy.approval_invalid", f"an {kind} is counted twice")
+        signers.update(statement.keyids)
+    if len(signers) < required:
+        raise Refused("policy.approval_missing", f"{len(signers)} of {required} signatures")
+    return len(signers)
+
+
+def step_seal(case: Case) -> str:
+    """Step 12; see `rapha.evidence.verify`."""
+    posture = Posture.parse(case.bundle["seal"], "seal")
+    admitted = int(parse_time(case.receipt.times.admitted).timestamp())
+    appraisal = appraise_within(case, posture, case.job_id, posture.nonce, admitted, SKEW_S)
+    first = Posture.parse(case.bundle["admission"], "admission")
+    if posture.nonce == first.nonce or appraisal.issued < case.admission.issued:
+        raise Refused("posture.seal_failed", "the second evidence is not fresh")
+    if appraisal.measurement != case.admission.measurement or posture.hpke_key != first.hpke_key:
+        raise Refused("posture.seal_failed", "the node changed between admission and seal")
+    if not case.receipt.airgap.probes:
+        raise Refused("posture.seal_failed", "nothing was probed")
+    return f"{len(case.receipt.airgap.probes)} probes unreachable, by the host's word"
+
+
+def step_metering(case: Case) -> str:
+    """Step 13; see `rapha.evidence.verify`."""
+    usage, cap = case.receipt.usage, case.job.dataset.max_records
+    if usage.cap > cap or usage.records > _bucketed(cap, usage.bucket) or usage.patients > usage.records:
+        raise Refused("budget.max", "more records than the job's cap")
+    if usage.records % usage.bucket and usage.records != usage.cap:
+        raise Refused("schema.field_invalid", "the count is not in buckets")
+    if usage.counts != (
+        "hospital-asserted" if case.receipt.assurance in ("simulated", "tpm") else "attested"
+    ):
+        raise Refused("schema.field_invalid", "the counts' label does not follow from the assurance")
+    case.proves.append(f"the node's meter counted at most {usage.records} unique records ({usage.counts})")
+    return f"at most {usage.records} unique records, {usage.counts}"
+
+
+def _bucketed(count: int, bucket: int) -> int:
+    return -(-count // bucket) * bucket
+
+
+def step_guard(case: Case) -> str:
+    """Step 14; see `rapha.evidence.verify`."""
+    section = GuardSection.parse(case.bundle["guard"], "guard")
+    verdicts = {c.n: c.verdict for c in section.checks}
+    if len(verdicts) != len(section.checks) or any(verdicts.get(n) != "pass" for n in range(1, 6)):
+        raise Refused("job.outputs", "guard checks 1 to 5 did not all pass")
+    released = {PLAIN + r.name: r.sha256 for r in section.released}
+    plain = {name: d for name, d in case.subjects.items() if name.startswith(PLAIN)}
+    cipher = {name for name in case.subjects if name.startswith(CIPHER)}
+    if released != plain or cipher != {CIPHER + r.name for r in section.released}:
+        raise Refused("job.outputs", "the receipt's artifacts are not those that the guard rebuilt")
+    if len(plain) + len(cipher) != len(case.subjects):
+        raise Refused("schema.field_invalid", "the receipt has other subjects than artifacts")
+    if sum(r.bytes for r in section.released) > case.job.outputs.max_bytes:
+        raise Refused("job.outputs", "more bytes than the release plan")
+    if section.covert_bound_bits > case.receipt.covert_bound_bits:
+        raise Refused("job.outputs", "the receipt states a smaller covert bound than the guard")
+    bits = case.receipt.covert_bound_bits
+    case.proves.append(f"the released bytes were rebuilt from the release plan and hold at most {bits} bits")
+    return f"{len(section.released)} artifacts, covert bound {case.receipt.covert_bound_bits} bits"
+
+
+def step_review(case: Case) -> str:
+    """Step 15; see `rapha.evidence.verify`."""
+    section = GuardSection.parse(case.bundle["guard"], "guard")
+    expected = Review(job=case.job_id, verdict="release", report=section.report)
+    agreement = case.agreement
+    n = _signed_by(case, "reviews", "review", agreement.reviewers, agreement.reviews_required, expected)
+    case.proves.append(f"{n} output reviewer(s) signed the disclosure report")
+    return f"{n} reviewers (of {len(agreement.reviewers)}, {agreement.reviews_required} needed)"

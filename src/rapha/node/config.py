@@ -1,0 +1,120 @@
+"""The node's configuration file and what is loaded from beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rapha.evidence import dsse
+from rapha.evidence.keys import VerifyKey
+from rapha.evidence.steps.case import AUDIENCE_ALL
+from rapha.evidence.steps.gates import policy_digest
+from rapha.spec.agreement import Agreement, Label
+from rapha.spec.base import Model, Name, Profile
+from rapha.spec.refusals import Refused
+from rapha.spec.trust import Trust
+
+
+class Coordinator(Model):
+    """Where the node dials out to, and the name that its signed requests are for."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s]+$", max_length=2048)]
+    audience: Label
+
+
+class Waits(Model):
+    """How long the node waits for people and for the researcher's client, in seconds."""
+
+    challenge_s: Annotated[int, Field(ge=1, le=86400)] = 120
+    ticket_s: Annotated[int, Field(ge=1, le=86400)] = 120
+    approval_s: Annotated[int, Field(ge=1, le=30 * 86400)] = 7 * 86400
+    review_s: Annotated[int, Field(ge=1, le=30 * 86400)] = 7 * 86400
+
+
+class NodeConfig(Model):
+    """`node.json`. Relative paths are relative to the file.
+
+    Attributes:
+        wan_interface: the interface to sever while a job trains; else `wan_waiver` says why not.
+        quantum_s: outcomes are published at multiples of this many seconds after training began.
+        runtime: distributions that a job may import.
+        runtime_name: what an image must ask for.
+    """
+
+    version: Literal[1]
+    profile: Profile
+    node: Name
+    coordinator: Coordinator
+    state: str = "state"
+    keys: str = "keys"
+    datasets: tuple[str, ...]
+    agreements: str = "agreements"
+    trust: str = "trust.json"
+    policy_bundles: tuple[str, ...]
+    runtime: Annotated[tuple[str, ...], Field(min_length=1)]
+    runtime_name: Name
+    sandbox: Literal["bubblewrap"] = "bubblewrap"
+    wan_interface: Name | None = None
+    wan_waiver: Label | None = None
+    quantum_s: Annotated[int, Field(ge=1, le=3600)] = 60
+    waits: Waits = Waits()
+    max_image_bytes: Annotated[int, Field(ge=1, le=2**40)] = 2**31
+
+
+def load(path: Path) -> NodeConfig:
+    """Read `node.json`.
+
+    Raises:
+        Refused: `node.config` naming the field.
+    """
+    try:
+        return NodeConfig.parse(json.loads(path.read_text()))
+    except OSError as error:
+        raise Refused("node.config", f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise Refused("node.config", f"{path} is not JSON: {error}") from None
+    except Refused as refused:
+        raise Refused("node.config", f"{path.name}: {refused.detail}") from None
+
+
+def load_trust(path: Path) -> Trust:
+    """Read a trust file.
+
+    Raises:
+        Refused: `node.config`.
+    """
+    try:
+        return Trust.parse(json.loads(path.read_text()))
+    except OSError as error:
+        raise Refused("node.config", f"{path}: {error.strerror}") from None
+    except (ValueError, Refused) as error:
+        raise Refused("node.config", f"{path.name}: {error}") from None
+
+
+def load_agreements(folder: Path, trust: Trust) -> list[tuple[Agreement, str, dsse.EnvelopeDict]]:
+    """Every agreement of the folder that both parties signed, with its digest and envelope.
+
+    Raises:
+        Refused: as `dsse.verify`; one bad file stops the node, since it may be the one that narrows.
+    """
+    keys = [VerifyKey.from_text(k) for k in (*trust.hospitals, *trust.companies)]
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        envelope = json.loads(path.read_text())
+        statement = dsse.verify(
+            envelope, keys, kind="agreement", profile=trust.profile, audience=AUDIENCE_ALL, threshold=2
+        )
+        agreement = Agreement.parse(statement.predicate, path.name)
+        signers = {VerifyKey.from_text(p.key).keyid for p in (agreement.hospital, agreement.company)}
+        if set(statement.keyids) != signers or agreement.hospital.key not in trust.hospitals:
+            raise Refused("policy.agreement", f"{path.name} is not signed by the two parties it names")
+        found.append((agreement, statement.digest, envelope))
+    return found
+
+
+def bound_policy(trust: Trust) -> str:
+    """The policy digest that attestation binds."""
+    return policy_digest(trust.policy_bundles)

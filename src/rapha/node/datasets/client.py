@@ -1,0 +1,161 @@
+"""The pipeline's side of the dataset process: typed, synchronous, and raising what the process refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Final, Self
+
+from rapha.node.datasets import control
+from rapha.spec.refusals import Refused
+from rapha.spec.release_plan import TrustedMetric
+
+_END_SECONDS: Final = 10.0
+
+
+class DatasetProcess:
+    """One dataset process for one job. A context manager; leaving it ends the process.
+
+    The process dies with the thread that made it (PR_SET_PDEATHSIG is per thread), so make it on the
+    thread that runs the job. Methods are not safe for concurrent use.
+
+    Args:
+        log: where its stderr goes; by default the pipeline's own.
+    """
+
+    def __init__(self, log: IO[bytes] | None = None) -> None:
+        self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._first_record_served = False
+        with theirs:
+            self._process = subprocess.Popen(
+                # -I: neither the environment nor the working folder decides what is imported.
+                [sys.executable, "-I", "-m", "rapha.node.datasets.process", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                pass_fds=(theirs.fileno(),),
+                env={"LANG": "C.UTF-8"},
+                cwd="/",
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def first_record_served(self) -> bool:
+        """Whether the job may have seen a record: once true, a failure may no longer name its cause."""
+        with contextlib.suppress(control.Closed):
+            while select.select([self._sock], [], [], 0)[0]:
+                self._take_event(control.receive(self._sock)[0])
+        return self._first_record_served
+
+    def resolve(self, request: control.Resolve) -> control.Resolved:
+        """Gate 5: consent, cohort, cells. May be asked again until the first `serve`.
+
+        Raises:
+            Refused: `schema.cohort_field`, `consent.*`, `privacy.cohort_refused`, `node.*`.
+        """
+        return control.Resolved.parse(self._ask(request)[0])
+
+    def serve(self, split: control.Split) -> socket.socket:
+        """Serve a split, ending an earlier session; returns the job's end of the broker's socket.
+
+        Close it here once the job has its own copy: the session ends when the last copy is closed.
+
+        Raises:
+            Refused: `policy.conflict`, `node.*`, or what the earlier session failed with.
+        """
+        _, descriptor = self._ask(control.Serve(split=split))
+        if descriptor is None:
+            raise Refused("node.internal", "the dataset process gave no socket")
+        return socket.socket(fileno=descriptor)
+
+    def usage(self) -> control.Used:
+        """Exact counts, after ending the session that runs.
+
+        After a crash, resolve the same job in a new process and ask it: the answer is the journal's.
+
+        Raises:
+            Refused: `node.journal_invalid`, `node.*`, or what the session failed with.
+        """
+        return control.Used.parse(self._ask(control.Usage())[0])
+
+    def score(self, predictions: Path | bytes, metrics: tuple[TrustedMetric, ...]) -> control.Scored:
+        """Trusted metrics of `predictions` over the test split, which must have been served before.
+
+        Raises:
+            Refused: `job.outputs` if they are not one finite float32 a record in the file, `schema.*`,
+                `node.*`.
+        """
+        descriptor = _open_predictions(predictions)
+        try:
+            return control.Scored.parse(self._ask(control.Score(metrics=metrics), descriptor)[0])
+        finally:
+            os.close(descriptor)
+
+    def kill(self) -> None:
+        """End the process at once; counts stay in the journal. Idempotent."""
+        self._process.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        """End the process in order, or by force if it does not answer. Idempotent."""
+        with self._sock:
+            if self._sock.fileno() >= 0:
+                self._sock.settimeout(_END_SECONDS)
+                with contextlib.suppress(Refused, TimeoutError):
+                    self._ask(control.Close())
+        try:
+            self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def _ask(
+        self, request: control.Request, descriptor: int | None = None
+    ) -> tuple[Mapping[str, Any], int | None]:
+        try:
+            control.send(self._sock, control.request_frame(request), descriptor)
+            while True:
+                frame, received = control.receive(self._sock)
+                if "event" in frame:
+                    self._take_event(frame)
+                    continue
+                return control.read_reply(frame), received
+        except control.Closed:
+            raise Refused("node.internal", "the dataset process ended") from None
+
+    def _take_event(self, frame: dict[str, Any]) -> None:
+        if frame != {"event": "first_record"}:
+            raise Refused("node.internal", "the dataset process sent an unknown event")
+        self._first_record_served = True
+
+
+def _open_predictions(predictions: Path | bytes) -> int:
+    """A descriptor to pass. Raises `Refused` (`job.outputs`) where the job left something else."""
+    if isinstance(predictions, bytes):
+        descriptor = os.memfd_create("predictions", os.MFD_CLOEXEC)
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(predictions)
+        return descriptor
+    try:
+        # The job chose what lies there: a link must not be followed, a FIFO must not hang the node.
+        return os.open(predictions, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise Refused("job.outputs", f"predictions: {error.strerror}") from None

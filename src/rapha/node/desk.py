@@ -1,0 +1,135 @@
+"""The people's desk: requests wait here for owners and reviewers, who sign with their own keys.
+
+`<desk>/<job>/<kind>.request.json` is what a person is asked; `<kind>.<keyid>.json` beside it is one
+person's signed answer. The node believes a signature, never the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from rapha.evidence import dsse
+from rapha.evidence.keys import SigningKey, VerifyKey
+from rapha.spec.agreement import Person
+from rapha.spec.base import Profile
+from rapha.spec.receipt import Approval, Review
+from rapha.spec.refusals import Refused
+
+Kind = Literal["approval", "review"]
+POLL_S: Final = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """One node's folder of requests."""
+
+    root: Path
+    node: str
+    profile: Profile
+
+    def ask(self, job: str, kind: Kind, claims: Approval | Review, shown: Mapping[str, Any]) -> None:
+        """Put a request on the desk: `claims` is what is signed, `shown` what a person reads."""
+        folder = self.root / job
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        request = {"job": job, "kind": kind, "claims": claims.dump(), "shown": dict(shown)}
+        _write(folder / f"{kind}.request.json", request)
+
+    def waiting(self) -> list[dict[str, Any]]:
+        """Every request on the desk, oldest first, each with the key ids that answered."""
+        found = []
+        for path in sorted(self.root.glob("*/*.request.json"), key=lambda p: p.stat().st_mtime):
+            request = json.loads(path.read_text())
+            answers = path.parent.glob(f"{request['kind']}.*.json")
+            request["answered"] = sorted(p.name.split(".")[1] for p in answers if p != path)
+            found.append(request)
+        return found
+
+    def answer(self, job: str, kind: Kind, key: SigningKey, verdict: str) -> None:
+        """Sign the request as one person.
+
+        Raises:
+            Refused: `policy.not_found` if there is no such request; `schema.field_invalid` for a verdict
+                that it doesn't offer.
+        """
+        path = self.root / job / f"{kind}.request.json"
+        if not path.is_file():
+            raise Refused("policy.not_found", f"no {kind} is asked for {job[:16]}…")
+        model: type[Approval | Review] = Approval if kind == "approval" else Review
+        claims = model.parse({**json.loads(path.read_text())["claims"], "verdict": verdict}, kind)
+        envelope = dsse.sign(
+            kind, {"job": job}, claims.dump(), profile=self.profile, audience=self.node, keys=[key]
+        )
+        _write(path.with_name(f"{kind}.{key.keyid}.json"), envelope)
+
+    def collect(
+        self,
+        job: str,
+        kind: Kind,
+        expected: Approval | Review,
+        people: Sequence[Person],
+        required: int,
+        timeout_s: float,
+        stopped: Callable[[], bool],
+    ) -> list[dsse.EnvelopeDict]:
+        """Wait until `required` of `people` said yes; one no is a no.
+
+        Raises:
+            Refused: `policy.approval_missing` after `timeout_s`; `policy.approval_refused` or
+                `policy.review_refused`; `policy.approval_invalid`; `node.stopped`.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            answers = self._answers(job, kind, expected, people)
+            if len(answers) >= required:
+                return [answers[k] for k in sorted(answers)]
+            if stopped():
+                raise Refused("node.stopped")
+            if time.monotonic() > deadline:
+                raise Refused("policy.approval_missing", f"{len(answers)} of {required} signed")
+            time.sleep(POLL_S)
+
+    def clear(self, job: str) -> None:
+        """Take a job off the desk."""
+        folder = self.root / job
+        for path in folder.glob("*.json"):
+            path.unlink()
+        if folder.is_dir():
+            folder.rmdir()
+
+    def _answers(
+        self, job: str, kind: Kind, expected: Approval | Review, people: Sequence[Person]
+    ) -> dict[str, dsse.EnvelopeDict]:
+        keys = [VerifyKey.from_text(p.key) for p in people]
+        answers: dict[str, dsse.EnvelopeDict] = {}
+        for path in (self.root / job).glob(f"{kind}.*.json"):
+            if path.name == f"{kind}.request.json":
+                continue
+            envelope = json.loads(path.read_text())
+            try:
+                statement = dsse.verify(envelope, keys, kind=kind, profile=self.profile, audience=self.node)
+                claims = type(expected).parse(statement.predicate, kind)
+            except Refused as refused:
+                raise Refused("policy.approval_invalid", refused.detail) from None
+            if claims != expected:
+                _judge(kind, claims, expected)
+            answers[statement.keyids[0]] = envelope
+        return answers
+
+
+def _judge(kind: Kind, claims: Approval | Review, expected: Approval | Review) -> None:
+    if claims.model_copy(update={"verdict": expected.verdict}) != expected:
+        raise Refused("policy.approval_invalid", f"an {kind} covers something else")
+    raise Refused("policy.approval_refused" if kind == "approval" else "policy.review_refused")
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    """Appear whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,89 @@
+"""`rapha node doctor`: each requirement of the profile, looked at for real, with what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rapha.node import config as configs
+from rapha.node.config import NodeConfig
+from rapha.node.datasets.pseudonyms import HospitalKey
+from rapha.node.node import Keys, load_agreements, load_datasets, load_policies
+from rapha.node.posture.interface import Producer
+from rapha.runtime.sandbox.interface import Sandbox
+from rapha.runtime.sandbox.pyruntime import PythonRuntime
+from rapha.spec.refusals import Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One requirement: what was found, and the fix if it fails."""
+
+    id: str
+    ok: bool
+    found: str
+    fix: str
+
+    def dump(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"id": self.id, "ok": self.ok, "found": self.found, "fix": self.fix}
+
+
+def checks(
+    path: Path, config: NodeConfig, sandbox: Sandbox, producer: Callable[[], Producer]
+) -> list[Check]:
+    """Look at everything; nothing is changed."""
+    root = path.parent.resolve()
+
+    def trust() -> str:
+        found = configs.load_trust(root / config.trust)
+        if found.profile != config.profile:
+            raise Refused("policy.profile_mismatch", "trust.json is of another profile")
+        return f"{len(found.hospitals)} hospital and {len(found.companies)} company roots"
+
+    def agreements() -> str:
+        found = load_agreements(root, config, configs.load_trust(root / config.trust))
+        if not found:
+            raise Refused("policy.agreement", "there is no agreement")
+        if config.profile == "production" and any(a.terms.documents is None for a in found):
+            raise Refused("policy.agreement", "an agreement names no reviews and BAA/DPA by digest")
+        return ", ".join(a.terms.id for a in found)
+
+    def datasets() -> str:
+        found = load_datasets(root, config)
+        if not found:
+            raise Refused("node.dataset_missing", "no dataset is configured")
+        return ", ".join(m.dataset for m, _ in found.values())
+
+    def air_gap() -> str:
+        if config.wan_interface is None and config.wan_waiver is None:
+            raise Refused("posture.seal_failed", "neither wan_interface nor wan_waiver is set")
+        return config.wan_interface or f"waived: {config.wan_waiver}"
+
+    looks: list[tuple[str, Callable[[], str]]] = [
+        ("keys", lambda: Keys.load(root / config.keys).receipt.keyid[:16] + "…"),
+        ("phi-key", lambda: f"{HospitalKey.load(root / config.keys / 'phi.key')}, owner-only"),
+        ("trust", trust),
+        ("agreements", agreements),
+        ("datasets", datasets),
+        ("policy", lambda: _policies(root, config)),
+        ("runtime", lambda: f"{len(PythonRuntime.discover(config.runtime).distributions)} distributions"),
+        ("sandbox", lambda: ", ".join(f"{k}={v}" for k, v in sandbox.check().items())),
+        ("attestation", lambda: f"measurement {producer().measurement[:16]}…"),
+        ("air-gap", air_gap),
+    ]
+    return [_look(name, look) for name, look in looks]
+
+
+def _policies(root: Path, config: NodeConfig) -> str:
+    found = load_policies(root, config, configs.load_trust(root / config.trust))
+    return ", ".join(b.digest[:16] + "…" for b in found)
+
+
+def _look(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, look(), "")
+    except Refused as refused:
+        return Check(name, False, f"{refused.code}: {refused.detail}", refused.fix)

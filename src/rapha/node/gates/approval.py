@@ -1,0 +1,97 @@
+"""Gate 6: enough of the owners pinned in the agreement signed exactly this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rapha.evidence import canonical, dsse
+from rapha.node.gates.attest import Attested
+from rapha.node.gates.intake import Admitted
+from rapha.node.node import Node
+from rapha.spec.receipt import Approval
+from rapha.spec.refusals import Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Approved:
+    """The owners' signatures and what they saw change since the last approved job."""
+
+    envelopes: list[dsse.EnvelopeDict]
+    scope: dict[str, Any]
+
+
+def approve(
+    node: Node, admitted: Admitted, attested: Attested, *, policy: str, cohort: str, patients: str
+) -> Approved:
+    """Ask, wait, and verify.
+
+    Args:
+        policy: digest of the policy section.
+        cohort: commitment to the resolved cohort.
+        patients: how many patients, in words (a bucket), for the people asked.
+
+    Raises:
+        Refused: `policy.approval_*`, `node.stopped`.
+    """
+    terms = admitted.agreement.terms
+    scope = describe_scope(admitted)
+    changes = changed_since(node, admitted, scope)
+    expected = Approval(
+        job=admitted.id,
+        verdict="approve",
+        policy=policy,
+        manifest=admitted.manifest.digest,
+        cohort=cohort,
+        measurement=attested.appraisal.measurement,
+        changes=canonical.digest(changes),
+    )
+    shown = {
+        "company": terms.company.name,
+        "dataset": admitted.manifest.title,
+        "patients": patients,
+        "assurance": attested.appraisal.assurance,
+        "scope": scope,
+        "changes": changes,
+    }
+    node.desk.ask(admitted.id, "approval", expected, shown)
+    envelopes = node.desk.collect(
+        admitted.id,
+        "approval",
+        expected,
+        terms.approvers,
+        terms.approvals_required,
+        node.config.waits.approval_s,
+        node.stop.is_set,
+    )
+    if len(envelopes) < terms.approvals_required:
+        raise Refused("policy.approval_missing")
+    return Approved(envelopes, scope)
+
+
+def describe_scope(admitted: Admitted) -> dict[str, Any]:
+    """What an owner says yes to, field by field: code, data, and what may leave."""
+    job = admitted.job
+    plan = job.outputs
+    return {
+        "purpose": job.purpose,
+        "image": job.image,
+        "entrypoint": list(job.entrypoint),
+        "cohort": job.dataset.cohort.dump(),
+        "max_records": job.dataset.max_records,
+        "released_parameters": plan.parameters,
+        "release_dtype": plan.weights.release_dtype if plan.weights else "none",
+        "trusted_metrics": list(plan.trusted_metrics),
+        "self_reported": [f.name for f in plan.self_reported.fields] if plan.self_reported else [],
+        "max_bytes": plan.max_bytes,
+    }
+
+
+def changed_since(node: Node, admitted: Admitted, scope: dict[str, Any]) -> dict[str, Any]:
+    """Fields of `scope` that differ from the last job approved under this agreement, old and new."""
+    agreement = admitted.agreement.digest
+    approved = [e for e in node.journal if e.event == "approved" and e.data["agreement"] == agreement]
+    if not approved:
+        return {"first_job": True}
+    last = approved[-1].data["scope"]
+    return {name: {"was": last.get(name), "is": new} for name, new in scope.items() if last.get(name) != new}

@@ -1,0 +1,71 @@
+"""Gate 5: the manifest allows this organisation and purpose, and the cohort is one that may be used."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from rapha.node.datasets.client import DatasetProcess
+from rapha.node.datasets.control import Resolve, Resolved
+from rapha.node.gates.intake import Admitted
+from rapha.node.node import Node
+from rapha.spec.refusals import Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Consented:
+    """The dataset process, holding exactly the records that were consented to.
+
+    Attributes:
+        data: the only process that opens records.
+        request: what was resolved, so that it can be resolved again.
+        resolved: commitments and the funnel; exact counts in it stay in the hospital.
+        plan_file: the release plan as the job reads it.
+    """
+
+    data: DatasetProcess
+    request: Resolve
+    resolved: Resolved
+    plan_file: Path
+
+    def recheck(self) -> None:
+        """Resolve again: consent may have been withdrawn while people were deciding.
+
+        Raises:
+            Refused: `privacy.cohort_refused` if the outcome is another one than was approved.
+        """
+        if self.data.resolve(self.request) != self.resolved:
+            raise Refused("privacy.cohort_refused", "consent or data changed since it was approved")
+
+
+def consent(node: Node, admitted: Admitted, data: DatasetProcess, work: Path) -> Consented:
+    """Resolve the cohort inside the manifest.
+
+    Raises:
+        Refused: `consent.*`, `privacy.cohort_refused`, `schema.cohort_field`, `node.dataset_*`.
+    """
+    job = admitted.job
+    request = Resolve(
+        manifest=admitted.manifest,
+        folder=str(admitted.folder),
+        cohort=job.dataset.cohort,
+        organisation=admitted.agreement.terms.company.id,
+        purpose=job.purpose,
+        max_records=job.dataset.max_records,
+        job_id=admitted.id,
+        key_path=str(node.phi_key.resolve()),
+        journal_path=str(_meter_journal(node, admitted.id)),
+    )
+    resolved = data.resolve(request)
+    plan_file = work / "plan.json"
+    plan_file.write_text(json.dumps(job.outputs.dump()))
+    plan_file.chmod(0o444)
+    return Consented(data, request, resolved, plan_file)
+
+
+def _meter_journal(node: Node, job: str) -> Path:
+    # Outside the job's working folder: counts outlive a crash that destroys everything else.
+    folder = node.state.resolve() / "meters"
+    folder.mkdir(exist_ok=True, mode=0o700)
+    return folder / f"{job}.journal"

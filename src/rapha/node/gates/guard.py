@@ -1,0 +1,122 @@
+"""Gate 9: outputs equal the release plan, every byte is rebuilt, and the node computes the metrics."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from rapha.evidence import canonical
+from rapha.node.gates.consent import Consented
+from rapha.node.gates.intake import Admitted
+from rapha.node.gates.train import Ended, Trained, check_outcome
+from rapha.node.gates.walls import limits_of, run, walls
+from rapha.node.node import Node
+from rapha.runtime.guard.process import run_in_process
+from rapha.runtime.guard.report import GuardReport
+from rapha.spec.refusals import Refused
+from rapha.spec.release_plan import METRICS_FILE as METRICS
+from rapha.spec.sections import GuardCheck, GuardSection, Released
+
+PREDICTIONS = "predictions.f32"
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """What may leave if the reviewers say so.
+
+    Attributes:
+        report: the guard's own report; it stays here.
+        salt: hides `report` behind the commitment that leaves.
+        files: name → bytes, in the order they are listed.
+        trusted: metrics that the node computed.
+    """
+
+    report: GuardReport
+    salt: str
+    files: dict[str, bytes]
+    trusted: dict[str, float]
+
+    @property
+    def commitment(self) -> str:
+        """Salted digest of the disclosure report."""
+        return sha256(bytes.fromhex(self.salt) + canonical.dumps(self.report.dump())).hexdigest()
+
+    def section(self, covert_bound_bits: int) -> GuardSection:
+        """What the bundle shows of it."""
+        return GuardSection(
+            checks=tuple(GuardCheck(n=c.n, id=c.id, verdict=_shown(c.verdict)) for c in self.report.checks),
+            released=tuple(
+                Released(name=name, sha256=sha256(data).hexdigest(), bytes=len(data))
+                for name, data in sorted(self.files.items())
+            ),
+            covert_bound_bits=covert_bound_bits,
+            report=self.commitment,
+        )
+
+
+def guard(node: Node, admitted: Admitted, consented: Consented, trained: Trained, work: Path) -> Guarded:
+    """Rebuild, destroy the raw outputs, then measure what was rebuilt on the held-out split.
+
+    Raises:
+        Ended: `job.outputs` with the guard's own reason in `detail`, which stays in the hospital.
+    """
+    plan = admitted.job.outputs
+    released = work / "released"
+    released.mkdir(mode=0o700)
+    report = run_in_process(trained.outputs, plan, released)
+    shutil.rmtree(trained.outputs)
+    if not report.ok:
+        failed = next((c for c in report.checks if c.verdict == "fail"), None)
+        node.journal.append(
+            "guard", admitted.id, code=report.code or "", reason=failed.reason if failed else ""
+        )
+        raise Ended("job.outputs" if report.decided else "node.internal")
+    released.chmod(0o755)
+    files = {name: (released / name).read_bytes() for name in plan.files}
+    trusted: dict[str, float] = {}
+    if plan.trusted_metrics:
+        trusted = _measure(node, admitted, consented, released, work)
+        files[METRICS] = _metrics_file(trusted, report)
+    return Guarded(report, secrets.token_hex(32), files, trusted)
+
+
+def _metrics_file(trusted: dict[str, float], report: GuardReport) -> bytes:
+    """What the node measured and what the job says of itself, apart and named so."""
+    return canonical.dumps({"trusted": trusted, "self_reported": dict(report.self_reported)})
+
+
+def _measure(
+    node: Node, admitted: Admitted, consented: Consented, released: Path, work: Path
+) -> dict[str, float]:
+    """Run `predict` on the rebuilt bytes over inputs only; the dataset process compares with the labels."""
+    if admitted.job.predict is None:
+        raise Refused("node.internal", "trusted metrics without a predict command passed intake")
+    out, log = work / "predictions", work / "predict.log"
+    out.mkdir(mode=0o700)
+    with consented.data.serve("test") as broker:
+        spec = walls(
+            node,
+            admitted,
+            argv=admitted.job.predict,
+            inputs={"plan.json": consented.plan_file, "released": released},
+            limits=limits_of(admitted),
+            log=log,
+            broker=broker.fileno(),
+            out=out,
+        )
+        outcome = run(node, spec)
+    check_outcome(node, admitted, consented, outcome, log)
+    if [o.name for o in outcome.outputs] != [PREDICTIONS]:
+        raise Ended("job.outputs")
+    try:
+        return dict(consented.data.score(out / PREDICTIONS, admitted.job.outputs.trusted_metrics))
+    finally:
+        shutil.rmtree(out)
+
+
+def _shown(verdict: str) -> Any:
+    return "not_run" if verdict == "not_run" else "pass"

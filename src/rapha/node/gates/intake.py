@@ -1,0 +1,99 @@
+"""Gate 1: is this a job that somebody we have an agreement with signed for this node, and never ran?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from rapha.evidence import dsse
+from rapha.evidence.keys import VerifyKey
+from rapha.evidence.steps.case import AUDIENCE_NODE
+from rapha.evidence.steps.parties import check_image, open_job
+from rapha.node.node import Node, SignedAgreement
+from rapha.node.uplink import Lease
+from rapha.runtime.image import Image, unpack
+from rapha.runtime.image import read as read_image
+from rapha.spec.dataset import DatasetManifest
+from rapha.spec.job import Job
+from rapha.spec.refusals import Refused
+from rapha.spec.units import parse_time
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A job whose words are believed from here on."""
+
+    id: str
+    job: Job
+    agreement: SignedAgreement
+    manifest: DatasetManifest
+    folder: Path
+    image: Image
+    archive: Path
+    app: Path
+
+
+def intake(node: Node, lease: Lease, work: Path, now: datetime) -> Admitted:
+    """Verify envelope, agreement, profile, expiry, node, image statement and every blob.
+
+    Raises:
+        Refused: `schema.*`, `policy.*`, `image.*`, `node.dataset_missing`.
+    """
+    job, job_id, agreement = _verified(node, lease, now)
+    if job_id != lease.job:
+        raise Refused("schema.envelope", "the coordinator names the job by another id")
+    if now > parse_time(job.not_after):
+        raise Refused("policy.job_expired", f"not_after was {job.not_after}")
+    if job.nodes != "any" and node.config.node not in job.nodes:
+        raise Refused("policy.node_not_eligible", f"this node is {node.config.node}")
+    if lease.image_envelope is None:
+        raise Refused("image.unsigned")
+    check_image(lease.image_envelope, job, _developers(agreement), node.config.profile)
+    manifest, folder = node.dataset(job.dataset.profile)
+    archive = work / "image.tar"
+    node.exit.fetch_image(job_id, lease.image_blob, archive, node.config.max_image_bytes)
+    image = read_image(archive)
+    if image.digest != job.image:
+        raise Refused("image.digest_mismatch", f"signed {job.image[:23]}…, received {image.digest[:23]}…")
+    if image.entrypoint != job.entrypoint or image.predict != job.predict:
+        raise Refused("image.entrypoint_missing", "the image's entrypoint or predict is not the job's")
+    app = work / "app"
+    unpack(image, app)
+    return Admitted(job_id, job, agreement, manifest, folder, image, archive, app)
+
+
+def _verified(node: Node, lease: Lease, now: datetime) -> tuple[Job, str, SignedAgreement]:
+    if not node.agreements:
+        raise Refused("policy.agreement", "this node has no agreement")
+    signers = {s["keyid"] for s in _signatures(lease.job_envelope)}
+    candidates = [a for a in node.agreements if signers & {k.keyid for k in _developers(a)}]
+    if not candidates:
+        raise Refused("policy.signature_invalid", "not signed by a developer of any agreement here")
+    keys = [k for a in candidates for k in _developers(a)]
+    statement = dsse.verify(
+        lease.job_envelope, keys, kind="job", profile=node.config.profile, audience=AUDIENCE_NODE
+    )
+    job, job_id = open_job(statement)
+    manifest, _ = node.dataset(job.dataset.profile)
+    for candidate in candidates:
+        terms = candidate.terms
+        in_force = parse_time(terms.not_before) <= now <= parse_time(terms.not_after)
+        if in_force and manifest.dataset in terms.datasets and _has_node(node, candidate):
+            return job, job_id, candidate
+    raise Refused("policy.agreement", "no agreement in force covers this dataset on this node")
+
+
+def _signatures(envelope: object) -> list[dict[str, str]]:
+    dsse.unverified_predicate(envelope)
+    assert isinstance(envelope, dict)  # noqa: S101  the line above refused everything else
+    return list(envelope["signatures"])
+
+
+def _developers(agreement: SignedAgreement) -> list[VerifyKey]:
+    return [VerifyKey.from_text(p.key) for p in agreement.terms.developers]
+
+
+def _has_node(node: Node, agreement: SignedAgreement) -> bool:
+    own = node.receipt_key.verify_key.to_text()
+    return any(n.id == node.config.node and n.receipt_key == own for n in agreement.terms.nodes)

@@ -1,0 +1,143 @@
+"""How a job's end is told: quantised in time, in buckets, priced in bits."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from rapha.node.datasets.control import Used
+from rapha.node.gates.consent import Consented
+from rapha.node.gates.guard import Guarded
+from rapha.node.gates.intake import Admitted
+from rapha.node.gates.train import Ended
+from rapha.spec.price import PriceContext, covert_bound_bits
+from rapha.spec.refusals import Refused
+from rapha.spec.surface import Artifact, Quanta, Surface, bucketed, startup_fault
+
+if TYPE_CHECKING:
+    from rapha.node.gates.passed import Passed
+    from rapha.node.gates.receipt import Artifact as Sealed
+
+
+class Clock:
+    """Publishes outcomes at multiples of a quantum after training began: the end time tells little."""
+
+    def __init__(self, quantum_s: int) -> None:
+        self.quantum_s = quantum_s
+        self._started: float | None = None
+        self._boundary: float | None = None
+
+    def start(self) -> None:
+        """Training begins now."""
+        self._started = time.time()
+
+    def boundary(self) -> datetime:
+        """The next moment at which an outcome may be published: fixed by the first call."""
+        now = time.time()
+        if self._boundary is None:
+            started = now if self._started is None else self._started
+            steps = math.ceil((now - started) / self.quantum_s)
+            # Whole seconds, since that is how the receipt says it.
+            self._boundary = float(math.ceil(started + steps * self.quantum_s))
+        return datetime.fromtimestamp(self._boundary, UTC)
+
+    def wait_for_boundary(self) -> None:
+        """Hold what is to be told until the boundary; without training there is nothing to hide."""
+        if self._started is not None:
+            time.sleep(max(0.0, self.boundary().timestamp() - time.time()))
+
+
+def quanta(clock: Clock) -> Quanta:
+    """Steps of the published resource use."""
+    return Quanta(duration_s=clock.quantum_s)
+
+
+def covert_bound(admitted: Admitted, guarded: Guarded, clock: Clock) -> int:
+    """Bits about records that everything released of this job can carry, at most."""
+    job = admitted.job
+    bound = covert_bound_bits(
+        PriceContext(
+            plan=job.outputs,
+            max_records=job.dataset.max_records,
+            bucket=admitted.manifest.billing_bucket,
+            wall_s=job.compute.wall_clock_s,
+            cpu_s=job.compute.wall_clock_s * job.compute.cpus,
+            memory_bytes=job.compute.memory_bytes,
+            quanta=quanta(clock),
+        )
+    )
+    return max(bound, guarded.report.covert_bound_bits)
+
+
+def in_words(consented: Consented) -> str:
+    """How many patients a person is told: a bucket."""
+    bucket = consented.request.manifest.billing_bucket
+    return f"up to {bucketed(consented.resolved.patients, bucket)} patients"
+
+
+def success(passed: Passed, artifacts: list[Sealed], clock: Clock) -> Surface:
+    """The surface of a released job."""
+    used = passed.consented.data.usage()
+    bucket, cap = passed.admitted.manifest.billing_bucket, passed.admitted.job.dataset.max_records
+    end = passed.trained.outcome
+    return Surface.success(
+        passed.admitted.id,
+        passed.admitted.job.outputs,
+        artifacts=tuple(
+            Artifact(name=a.name, sha256=a.sha256, cipher_sha256=a.cipher_sha256, bytes=a.size)
+            for a in artifacts
+        ),
+        metrics=passed.guarded.trusted,
+        self_reported=passed.guarded.report.self_reported,
+        records_bucket=at_most(used.unique_records, bucket, cap),
+        patients_bucket=at_most(used.unique_patients, bucket, cap),
+        usage=quanta(clock).usage(end.wall_s, end.cpu_s, end.peak_memory_bytes),
+    )
+
+
+class Told(Refused):
+    """A refusal after training began, with what was used by then."""
+
+    def __init__(self, cause: Refused, used: Used, bucket: int, wall_s: float) -> None:
+        super().__init__(cause.code, cause.detail)
+        self.crash = cause.crash if isinstance(cause, Ended) else None
+        self.records = bucketed(used.unique_records, bucket)
+        self.patients = bucketed(used.unique_patients, bucket)
+        self.wall_s = wall_s
+
+
+@contextmanager
+def metered(admitted: Admitted, consented: Consented) -> Iterator[None]:
+    """From training on, a refusal carries what was used: failures are billed and ledgered too."""
+    started = time.monotonic()
+    try:
+        yield
+    except Refused as refused:
+        used = consented.data.usage()
+        bucket = admitted.manifest.billing_bucket
+        raise Told(refused, used, bucket, time.monotonic() - started) from refused
+
+
+def ended(job: str, refused: Refused, clock: Clock) -> Surface:
+    """The surface of a refusal or failure: the constructor cuts it down to what may be said."""
+    if not isinstance(refused, Told):
+        return Surface.ended(job, refused)
+    crash = refused.crash
+    fault = startup_fault(crash.exception, crash.file, crash.line, frozenset({crash.file})) if crash else None
+    return Surface.ended(
+        job,
+        refused,
+        startup=fault,
+        records_bucket=refused.records,
+        patients_bucket=refused.patients,
+        usage=quanta(clock).usage(refused.wall_s, 0.0, 0),
+    )
+
+
+def at_most(count: int, bucket: int, cap: int) -> int:
+    """`count` rounded up to the bucket, and no more than the cap."""
+    return min(bucketed(count, bucket), cap)

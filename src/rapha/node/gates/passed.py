@@ -1,0 +1,39 @@
+"""What gate 11 gets: the results of the ten gates before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rapha.evidence import dsse
+from rapha.node.gates.approval import Approved
+from rapha.node.gates.attest import Attested
+from rapha.node.gates.consent import Consented
+from rapha.node.gates.guard import Guarded
+from rapha.node.gates.intake import Admitted
+from rapha.node.gates.policy import Allowed
+from rapha.node.gates.scan import Scanned
+from rapha.node.gates.seal import Sealed
+from rapha.node.gates.train import Trained
+from rapha.node.uplink import Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """The results of gates 1 to 10, as gate 11 binds them into the receipt.
+
+    Attributes:
+        admitted_at: Unix seconds of the one clock reading of intake."""
+
+    lease: Lease
+    admitted: Admitted
+    attested: Attested
+    scanned: Scanned
+    allowed: Allowed
+    consented: Consented
+    approved: Approved
+    sealed: Sealed
+    trained: Trained
+    guarded: Guarded
+    reviews: list[dsse.EnvelopeDict]
+    covert_bound_bits: int
+    admitted_at: float

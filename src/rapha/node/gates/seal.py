@@ -1,0 +1,125 @@
+"""Gate 7: posture, policy and consent hold again with fresh evidence, and nothing can be reached.
+
+Approval may have taken days. What is sealed is probed from inside the very walls the job will have.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from rapha.node.gates.attest import Attested, check, collect
+from rapha.node.gates.consent import Consented
+from rapha.node.gates.intake import Admitted
+from rapha.node.gates.policy import Allowed, allow
+from rapha.node.gates.scan import Scanned
+from rapha.node.gates.walls import walls
+from rapha.node.node import Node
+from rapha.runtime.sandbox.interface import Ending, Limits
+from rapha.spec.attestation import Posture
+from rapha.spec.receipt import AirGap
+from rapha.spec.refusals import Refused
+from rapha.spec.units import parse_time
+
+PROBE: Final = """
+import json, os, socket, sys
+def reach(what):
+    try:
+        what()
+    except (OSError, ImportError) as error:
+        return "unreachable"
+    return "reachable"
+host, port, *paths = json.loads(sys.argv[1])
+def connect(family, address):
+    with socket.socket(family, socket.SOCK_STREAM) as s:
+        s.settimeout(2)
+        s.connect(address)
+answers = {"coordinator": reach(lambda: connect(socket.AF_INET, (host, port)))}
+answers["ipv4"] = reach(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close())
+answers["ipv6"] = reach(lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close())
+answers["netlink"] = reach(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close())
+for name, path in paths:
+    answers[name] = reach(lambda: os.stat(path))
+print("RAPHA-PROBES " + json.dumps(answers))
+"""
+"""Runs inside the job's walls, before the job; everything must be unreachable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """Fresh evidence and what could not be reached."""
+
+    posture: Posture
+    airgap: AirGap
+
+
+def seal(
+    node: Node,
+    admitted: Admitted,
+    attested: Attested,
+    scanned: Scanned,
+    allowed: Allowed,
+    consented: Consented,
+    work: Path,
+    now: int,
+) -> Sealed:
+    """Check again, then probe.
+
+    Raises:
+        Refused: `posture.*`, `policy.*`, `consent.*`, `privacy.cohort_refused`.
+    """
+    if now > parse_time(admitted.job.not_after).timestamp():
+        raise Refused("policy.job_expired", "expired while it waited for approval")
+    posture = collect(node, admitted.id)
+    appraisal = check(node, admitted, posture, admitted.id, posture.nonce)
+    if appraisal.measurement != attested.appraisal.measurement:
+        raise Refused("posture.seal_failed", "the node changed since the job was admitted")
+    if allow(node, admitted, attested, scanned).section != allowed.section:
+        raise Refused("posture.seal_failed", "the policy decision changed since it was approved")
+    consented.recheck()
+    return Sealed(posture, _air_gap(node, admitted, work))
+
+
+def _air_gap(node: Node, admitted: Admitted, work: Path) -> AirGap:
+    config = node.config
+    if config.wan_interface is not None:
+        raise Refused(
+            "posture.seal_failed", "severing an interface needs the air-gap helper, which is not installed"
+        )
+    if config.wan_waiver is None:
+        raise Refused("posture.seal_failed", "no WAN interface is named and no waiver says why not")
+    return AirGap(
+        interface=None, waiver=config.wan_waiver, probes=_probe(node, admitted, work), reported_by="host"
+    )
+
+
+def _probe(node: Node, admitted: Admitted, work: Path) -> dict[str, str]:
+    url = urlsplit(node.config.coordinator.url)
+    port = url.port or (443 if url.scheme == "https" else 80)
+    hidden = [
+        ("dataset-folder", str(admitted.folder)),
+        ("node-keys", str((node.root / node.config.keys).resolve())),
+        ("node-state", str(node.state.resolve())),
+    ]
+    argument = json.dumps([url.hostname, port, *hidden])
+    log = work / "probe.log"
+    spec = walls(
+        node,
+        admitted,
+        argv=(node.runtime.python, "-c", PROBE, argument),
+        inputs={},
+        limits=Limits(wall_s=20, cpu_s=20),
+        log=log,
+    )
+    outcome = node.sandbox.start(spec).wait()
+    lines = [x for x in log.read_text(errors="replace").splitlines() if x.startswith("RAPHA-PROBES ")]
+    if outcome.ending != Ending.exited or outcome.exit_code != 0 or len(lines) != 1:
+        raise Refused("posture.seal_failed", "the probes could not be run")
+    answers: dict[str, str] = json.loads(lines[0].removeprefix("RAPHA-PROBES "))
+    reached = sorted(name for name, answer in answers.items() if answer != "unreachable")
+    if reached or len(answers) != 4 + len(hidden):
+        raise Refused("posture.seal_failed", f"reachable from inside the walls: {', '.join(reached)}")
+    return answers

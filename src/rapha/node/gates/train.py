@@ -1,0 +1,106 @@
+"""Gate 8: the job's code runs behind the walls, and gets records only through the meter."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rapha.node.gates.consent import Consented
+from rapha.node.gates.intake import Admitted
+from rapha.node.gates.walls import limits_of, run, walls
+from rapha.node.node import Node
+from rapha.runtime.sandbox.interface import Ending, Outcome
+from rapha.spec.refusals import Refused
+
+_LOG_TAIL: Final = 65536
+_FRAME: Final = re.compile(r'^\s+File "/app/([^"\n]{1,256})", line (\d{1,7})', re.M)
+_ERROR: Final = re.compile(r"^([A-Za-z_][A-Za-z0-9_.]{0,63})(?::|$)", re.M)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Where the raw outputs lie, and how the run went."""
+
+    outputs: Path
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """What may be said of a crash before the first record: class, and a file of the image with its line."""
+
+    exception: str
+    file: str
+    line: int
+
+
+class Ended(Refused):
+    """The code ended badly, in one of the fixed classes; `crash` is used only if no record was served."""
+
+    def __init__(self, code: str, crash: Crash | None = None) -> None:
+        super().__init__(code, f"{crash.exception} at {crash.file}:{crash.line}" if crash else "")
+        self.crash = crash
+
+
+def train(node: Node, admitted: Admitted, consented: Consented, work: Path) -> Trained:
+    """Run the entrypoint.
+
+    Raises:
+        Ended: `job.*`. Refused: `node.*`.
+    """
+    outputs = work / "outputs"
+    outputs.mkdir(mode=0o700)
+    log = work / "train.log"
+    with consented.data.serve("train") as broker:
+        spec = walls(
+            node,
+            admitted,
+            argv=admitted.job.entrypoint,
+            inputs={"plan.json": consented.plan_file},
+            limits=limits_of(admitted),
+            log=log,
+            broker=broker.fileno(),
+            out=outputs,
+        )
+        outcome = run(node, spec)
+    check_outcome(node, admitted, consented, outcome, log)
+    return Trained(outputs, outcome)
+
+
+def check_outcome(node: Node, admitted: Admitted, consented: Consented, outcome: Outcome, log: Path) -> None:
+    """Turn a bad end into the fixed classes of the surface.
+
+    Raises:
+        Ended: `job.*`. Refused: `node.stopped`, `node.sandbox_unavailable`.
+    """
+    if node.stop.is_set():
+        raise Refused("node.stopped")
+    if outcome.ending == Ending.failed_to_start:
+        raise Refused("node.sandbox_unavailable", outcome.detail)
+    code = {
+        Ending.timeout: "job.time",
+        Ending.memory: "job.memory",
+        Ending.killed: "job.failed",
+    }.get(outcome.ending)
+    if code is not None:
+        raise Ended(code)
+    if outcome.exit_code != 0 and consented.data.usage().first_record_served:
+        raise Ended("job.failed")
+    if outcome.exit_code != 0:
+        raise Ended("job.startup", find_crash(log, admitted))
+    if outcome.anomalies:
+        node.journal.append("outputs", admitted.id, anomalies=list(outcome.anomalies)[:16])
+        raise Ended("job.outputs")
+
+
+def find_crash(log: Path, admitted: Admitted) -> Crash | None:
+    """The exception of a Python traceback in the run's log, if it was raised below the submitter's files."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LOG_TAIL))
+        text = file.read().decode(errors="replace")
+    frames = [(f, int(n)) for f, n in _FRAME.findall(text) if f"app/{f}" in admitted.image.files]
+    errors = _ERROR.findall(text[text.rfind("Traceback (most recent call last)") :]) if frames else []
+    named = [e for e in errors if e != "Traceback"]
+    return Crash(named[-1], f"app/{frames[-1][0]}", frames[-1][1]) if named else None

@@ -1,0 +1,201 @@
+"""The gates, in order: what happens to a job on a hospital node.
+
+ #  gate      refuses unless
+ 1  intake    an agreement in force pins the key that signed; digests, expiry, node and replay are right
+ 2  posture   fresh evidence appraises, and the researcher's one-use ticket names it
+ 3  scan      the image parses under limits and runs on a runtime that the node offers
+ 4  policy    every set of rules says allow
+ 5  consent   the manifest allows organisation and purpose, and the cohort may be used
+ 6  approval  enough owners signed exactly this
+ 7  seal      2, 4 and 5 hold again with a fresh nonce, and nothing can be reached
+ 8  train     limits hold; every record was counted before it was handed over
+ 9  guard     outputs equal the release plan; bytes are rebuilt; the node computes the metrics
+10  release   enough reviewers signed the disclosure report
+11  receipt   the node's key signs, and a second quote covers it
+
+Each gate returns a typed result or raises `Refused`. Nothing has left before `committed` is in the journal;
+after it, exactly what was committed leaves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rapha.node.datasets.client import DatasetProcess
+from rapha.node.gates import outcome
+from rapha.node.gates.approval import approve
+from rapha.node.gates.attest import attest
+from rapha.node.gates.consent import consent
+from rapha.node.gates.guard import guard
+from rapha.node.gates.intake import intake
+from rapha.node.gates.passed import Passed
+from rapha.node.gates.policy import allow
+from rapha.node.gates.receipt import issue
+from rapha.node.gates.release import review
+from rapha.node.gates.scan import scan
+from rapha.node.gates.seal import seal
+from rapha.node.gates.train import train
+from rapha.node.node import Node
+from rapha.node.recover import CLOSED, COMMITTED, ENDED, OPEN, destroy
+from rapha.node.uplink import Lease
+from rapha.spec.refusals import Refused
+from rapha.spec.surface import Surface
+
+GATES = (
+    "intake",
+    "posture",
+    "scan",
+    "policy",
+    "consent",
+    "approval",
+    "seal",
+    "train",
+    "guard",
+    "release",
+    "receipt",
+)
+
+
+def run(node: Node, lease: Lease) -> None:
+    """Take one leased job to its end; every end is journalled before it is told."""
+    job = lease.job
+    if node.journal.last(job) is not None:
+        node.journal.append("replayed", job)
+        node.exit.end(
+            outcome.ended(job, Refused("policy.job_replayed"), outcome.Clock(node.config.quantum_s))
+        )
+        return
+    node.journal.append(OPEN, job)
+    work = node.state / "jobs" / job
+    work.mkdir(parents=True, mode=0o700)
+    clock = outcome.Clock(node.config.quantum_s)
+    try:
+        with DatasetProcess() as data:
+            digest = _gates(node, lease, data, work, clock)
+        clock.wait_for_boundary()
+        node.journal.append(COMMITTED, job, receipt=digest)
+    except Refused as refused:
+        surface = outcome.ended(job, refused, clock)
+        clock.wait_for_boundary()
+        node.journal.append(ENDED, job, surface=surface.dump(), reason=refused.detail)
+    finally:
+        destroy(work)
+        node.desk.clear(job)
+    settle(node, job)
+
+
+def settle(node: Node, job: str) -> None:
+    """Tell what the journal says about a job that ended; safe to repeat until the coordinator has it.
+
+    Raises:
+        Refused: what the agent or the coordinator says; the job stays unsettled and is told again.
+    """
+    outbox = node.state / "outbox" / job
+    events = {e.event: e for e in node.journal.of(job)}
+    if COMMITTED in events:
+        node.exit.release(job, outbox)
+        node.journal.append(CLOSED, job, outcome="released")
+        destroy(outbox)
+    elif ENDED in events:
+        surface = Surface.parse(events[ENDED].data["surface"])
+        node.exit.end(surface)
+        node.journal.append(CLOSED, job, outcome=surface.outcome, code=surface.code or "")
+
+
+def _gates(node: Node, lease: Lease, data: DatasetProcess, work: Path, clock: outcome.Clock) -> str:
+    """All eleven; returns the receipt's digest."""
+    now = datetime.now(UTC)
+    job = lease.job
+    with gate(node, job, "intake") as found:
+        admitted = intake(node, lease, work, now)
+        terms = admitted.agreement.terms
+        found.append(f"{admitted.job.name} of {terms.company.name}, agreement {terms.id}")
+    with gate(node, job, "posture") as found:
+        attested = attest(node, admitted)
+        node.exit.progress(job, "ticketed")
+        found.append(f"{attested.appraisal.assurance} evidence appraised, ticket names it")
+    with gate(node, job, "scan") as found:
+        scanned = scan(node, admitted)
+        found.append(f"{len(admitted.image.files)} files, {len(scanned.report.findings)} findings")
+    with gate(node, job, "policy") as found:
+        allowed = allow(node, admitted, attested, scanned)
+        found.append(f"allowed by {len(node.policies)} signed-off bundle(s)")
+    with gate(node, job, "consent") as found:
+        consented = consent(node, admitted, data, work)
+        patients = outcome.in_words(consented)
+        found.append(f"{patients}; opt-outs removed first")
+    with gate(node, job, "approval") as found:
+        node.exit.progress(job, "awaiting_approval")
+        policy = allowed.digest
+        cohort = consented.resolved.cohort
+        approved = approve(node, admitted, attested, policy=policy, cohort=cohort, patients=patients)
+        node.journal.append("approved", job, agreement=admitted.agreement.digest, scope=approved.scope)
+        node.exit.progress(job, "admitted")
+        found.append(f"{len(approved.envelopes)} owners signed")
+    with gate(node, job, "seal") as found:
+        sealed = seal(node, admitted, attested, scanned, allowed, consented, work, int(time.time()))
+        found.append(f"{len(sealed.airgap.probes)} probes unreachable")
+    with outcome.metered(admitted, consented):
+        with gate(node, job, "train") as found:
+            node.exit.progress(job, "running")
+            clock.start()
+            trained = train(node, admitted, consented, work)
+            usage = consented.data.usage()
+            found.append(f"{usage.unique_records} records in {usage.batches} batches, all counted first")
+        with gate(node, job, "guard") as found:
+            guarded = guard(node, admitted, consented, trained, work)
+            bits = outcome.covert_bound(admitted, guarded, clock)
+            found.append(f"{len(guarded.files)} files rebuilt, covert bound {bits} bits")
+        with gate(node, job, "release") as found:
+            reviews = review(node, admitted, guarded, covert_bound_bits=bits, patients=patients)
+            found.append(f"{len(reviews)} reviewer(s) signed")
+        passed = Passed(
+            lease,
+            admitted,
+            attested,
+            scanned,
+            allowed,
+            consented,
+            approved,
+            sealed,
+            trained,
+            guarded,
+            reviews,
+            bits,
+            now.timestamp(),
+        )
+        with gate(node, job, "receipt") as found:
+            digest, surface = issue(node, passed, node.state / "outbox" / job, clock)
+            found.append(f"receipt {digest[:16]}…, {len(surface.artifacts)} artifacts sealed")
+    return digest
+
+
+@contextmanager
+def gate(node: Node, job: str, name: str) -> Iterator[list[str]]:
+    """Journal a gate's start and end; the body appends what it found."""
+    if node.stop.is_set():
+        raise Refused("node.stopped")
+    node.journal.append("gate", job, gate=name, verdict="started", at_ms=_ms())
+    found: list[str] = []
+    try:
+        yield found
+    except Refused as refused:
+        node.journal.append(
+            "gate",
+            job,
+            gate=name,
+            verdict="refused",
+            at_ms=_ms(),
+            code=refused.code,
+            detail=refused.detail,
+        )
+        raise
+    node.journal.append("gate", job, gate=name, verdict="passed", at_ms=_ms(), found="; ".join(found))
+
+
+def _ms() -> int:
+    return int(time.time() * 1000)

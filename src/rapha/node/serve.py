@@ -1,0 +1,155 @@
+"""The node's main loop: recover, publish, take one job at a time, stop when told."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from rapha.evidence.steps.gates import policy_digest
+from rapha.node import config as configs
+from rapha.node import node as nodes
+from rapha.node import pipeline
+from rapha.node.config import NodeConfig
+from rapha.node.datasets.client import DatasetProcess
+from rapha.node.desk import Desk
+from rapha.node.exit import Exit
+from rapha.node.gates import outcome
+from rapha.node.journal import Journal
+from rapha.node.node import Keys, Node
+from rapha.node.posture.interface import Producer
+from rapha.node.recover import ENDED, destroy, unfinished
+from rapha.node.uplink import Uplink
+from rapha.runtime.sandbox.interface import Sandbox
+from rapha.runtime.sandbox.pyruntime import PythonRuntime
+from rapha.spec.dataset import CatalogueEntry
+from rapha.spec.refusals import Refused
+from rapha.spec.units import format_time
+
+LEASE_WAIT_S: Final = 5.0
+RETRY_S: Final = 1.0
+
+
+@contextmanager
+def assemble(
+    path: Path, config: NodeConfig, runtime: PythonRuntime, sandbox: Sandbox, producer: Producer
+) -> Iterator[Node]:
+    """Everything a node needs, or a refusal that says what is missing; closes what it opened.
+
+    Args:
+        path: `node.json`.
+        producer: where evidence comes from; the caller chose it by the profile.
+
+    Raises:
+        Refused: `node.*`, `policy.error`, `policy.agreement`.
+    """
+    root = path.parent.resolve()
+    trust = configs.load_trust(root / config.trust)
+    if trust.profile != config.profile:
+        raise Refused("policy.profile_mismatch", "node.json and trust.json are of different profiles")
+    keys = Keys.load(root / config.keys)
+    state = root / config.state
+    with Journal(state / "journal.jsonl") as journal:
+        uplink = Uplink(path)
+        try:
+            yield Node(
+                root=root,
+                config=config,
+                trust=trust,
+                agreements=nodes.load_agreements(root, config, trust),
+                datasets=nodes.load_datasets(root, config),
+                policies=nodes.load_policies(root, config, trust),
+                policy_digest=policy_digest(trust.policy_bundles),
+                receipt_key=keys.receipt,
+                hpke_key=keys.hpke,
+                phi_key=keys.phi,
+                runtime=runtime,
+                sandbox=sandbox,
+                producer=producer,
+                journal=journal,
+                desk=Desk(state / "desk", config.node, config.profile),
+                exit=Exit(uplink),
+            )
+        finally:
+            uplink.close()
+
+
+def serve(node: Node, ready: Path | None = None) -> None:
+    """Run until told to stop (SIGTERM or SIGINT ends the running job, too).
+
+    Args:
+        ready: written once the node is published and waits for work.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: node.stop.set())
+    node.journal.append("started", time=format_time(datetime.now(UTC)))
+    recover(node)
+    while not node.stop.is_set():
+        try:
+            node.exit.publish(catalogue(node))
+            break
+        except Refused as refused:
+            _hold(node, refused)
+    if ready is not None:
+        ready.write_text("ready\n")
+    while not node.stop.is_set():
+        try:
+            settle_all(node)
+            lease = node.exit.lease(LEASE_WAIT_S)
+            if lease is not None:
+                pipeline.run(node, lease)
+        except Refused as refused:
+            _hold(node, refused)
+    node.journal.append("stopped")
+
+
+def recover(node: Node) -> None:
+    """Fail what a crash cut off, and destroy what it made; decided jobs are told again later."""
+    cut_off, _ = unfinished(node.journal)
+    for job in cut_off:
+        surface = outcome.ended(job, Refused("node.restarted"), outcome.Clock(node.config.quantum_s))
+        node.journal.append(ENDED, job, surface=surface.dump(), reason="the node stopped in the middle")
+        destroy(node.state / "outbox" / job)
+    for folder in (node.state / "jobs").glob("*"):
+        destroy(folder)
+    for folder in (node.state / "desk").glob("*"):
+        node.desk.clear(folder.name)
+    known = set(unfinished(node.journal)[1])
+    for folder in (node.state / "outbox").glob("*"):
+        if folder.name not in known:
+            destroy(folder)
+
+
+def settle_all(node: Node) -> None:
+    """Tell every decided job that the coordinator doesn't have yet."""
+    for job in unfinished(node.journal)[1]:
+        pipeline.settle(node, job)
+
+
+def catalogue(node: Node) -> list[CatalogueEntry]:
+    """What may be published of each dataset; a dataset that can't be opened is left out and journalled."""
+    entries = []
+    for manifest, folder in node.datasets.values():
+        try:
+            with DatasetProcess() as data:
+                counts = data.describe(manifest, folder)
+        except Refused as refused:
+            node.journal.append("dataset", dataset=manifest.dataset, code=refused.code, detail=refused.detail)
+            continue
+        entries.append(
+            manifest.catalogue(
+                records=counts.records,
+                patients=counts.patients,
+                runtimes=(node.config.runtime_name,),
+                assurance="simulated" if node.config.profile == "demo" else node.trust.least_assurance,
+            )
+        )
+    return entries
+
+
+def _hold(node: Node, refused: Refused) -> None:
+    node.journal.append("trouble", code=refused.code, detail=refused.detail)
+    node.stop.wait(RETRY_S)

@@ -1,0 +1,127 @@
+"""A job's folder on the researcher's machine: `job.yaml`, the code, the built image, the signed job."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, Final
+
+from rapha.evidence import dsse, hpke
+from rapha.evidence.keys import SigningKey
+from rapha.researcher.signing import SignedJob, sign_job
+from rapha.spec.base import Profile
+from rapha.spec.job import JobFile, parse_job_file
+from rapha.spec.refusals import Refused
+
+TEMPLATES: Final = ("tabular", "outcomes")
+RUNTIME: Final = "python-torch"
+"""The runtime that images ask for unless told otherwise; nodes name theirs in the catalogue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A folder with a `job.yaml`."""
+
+    folder: Path
+
+    @property
+    def file(self) -> Path:
+        """`job.yaml`."""
+        return self.folder / "job.yaml"
+
+    @property
+    def signed_file(self) -> Path:
+        """What `sign` writes and `submit` sends."""
+        return self.folder / "job.signed.json"
+
+    def load(self) -> JobFile:
+        """Read and check `job.yaml`. Raises `Refused` (`schema.*`)."""
+        try:
+            return parse_job_file(self.file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise Refused("schema.yaml", f"{self.file}: {error}") from None
+
+    def build(self, source: Path | None = None) -> str:
+        """Build the image layout that `image:` names from the code in `source` (default: `code/`).
+
+        Returns the manifest digest. Raises `Refused` (`image.*`, `schema.*`).
+        """
+        from rapha.runtime.image import build
+
+        job = self.load()
+        return build(
+            source or self.folder / "code",
+            self.folder / job.image,
+            entrypoint=job.entrypoint,
+            predict=job.predict,
+            runtime=RUNTIME,
+        )
+
+    def sign(self, key: SigningKey, profile: Profile) -> SignedJob:
+        """Sign the job and the image as built; a new nonce makes it a new job each time.
+
+        Raises:
+            Refused: `schema.*`, `image.*`.
+        """
+        from rapha.runtime.image import read
+
+        file = self.load()
+        image = read(self.folder / file.image)
+        if image.entrypoint != file.entrypoint or image.predict != file.predict:
+            raise Refused("image.entrypoint_missing", "job.yaml's commands changed since the image was built")
+        job = file.to_job(image_digest=image.digest, recipient=self._recipient(file))
+        signed = sign_job(job, key, profile)
+        self.signed_file.write_text(json.dumps(signed.dump(), indent=1) + "\n")
+        return signed
+
+    def signed(self) -> SignedJob:
+        """The job as last signed. Raises `Refused` (`schema.envelope`)."""
+        try:
+            value: Any = json.loads(self.signed_file.read_text())
+        except (OSError, ValueError):
+            raise Refused(
+                "schema.envelope", f"{self.signed_file} is not there: run `rapha job sign`"
+            ) from None
+        if not isinstance(value, Mapping) or set(value) != {"id", "job", "image"}:
+            raise Refused("schema.envelope", f"{self.signed_file} is not a signed job")
+        body = dsse.unverified_predicate(value["job"])
+        if not isinstance(body.get("job"), Mapping):
+            raise Refused("schema.envelope", f"{self.signed_file} is not a signed job")
+        return SignedJob(str(value["id"]), value["job"], value["image"])
+
+    def pack(self) -> Path:
+        """The image as one archive, ready for upload."""
+        from rapha.runtime.image import pack
+
+        archive = self.folder / ".image.tar"
+        pack(self.folder / self.load().image, archive)
+        return archive
+
+    def _recipient(self, file: JobFile) -> str:
+        path = self.folder / file.recipient
+        try:
+            text = path.read_text().strip()
+        except OSError as error:
+            raise Refused("schema.field_invalid", f"recipient: {path}: {error.strerror}") from None
+        hpke.parse_public(text)
+        return text
+
+
+def init(template: str, folder: Path) -> Project:
+    """Copy a working template and make its result key. Raises `Refused` (`schema.field_invalid`)."""
+    if template not in TEMPLATES:
+        raise Refused("schema.field_invalid", f"template: choose one of {', '.join(TEMPLATES)}")
+    if folder.exists() and any(folder.iterdir()):
+        raise Refused("policy.conflict", f"{folder} is not empty")
+    with as_file(files("rapha.researcher") / "templates" / template) as source:
+        shutil.copytree(
+            source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "__init__.py")
+        )
+    project = Project(folder)
+    key = folder / project.load().recipient.removesuffix(".pub")
+    hpke.generate(key)
+    return project

@@ -1,0 +1,282 @@
+"""One session: messages in, counts and batches out. Nothing that the job sends changes a count but a
+well-formed request for records, and that one is counted first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import select
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Event
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapha.runtime.broker import wire
+from rapha.runtime.broker.handover import Descriptor
+from rapha.runtime.broker.meter import Meter, Walk
+from rapha.runtime.broker.ring import Ring
+from rapha.runtime.broker.splits import NAMES, Order, Split, shuffled
+from rapha.runtime.broker.store import RecordStore
+from rapha.runtime.broker.wire import End, Fault, FaultCode, Kind, Op, Request
+from rapha.spec.refusals import Refused
+
+MAX_FAULTS: Final = 1000
+"""Refused messages after which the session ends."""
+MAX_BATCH: Final = 2**31 - 1
+_POLL_MS: Final = 200
+_LOG_FAULTS: Final = 20
+_log: Final = logging.getLogger("rapha.broker")
+
+
+@dataclass(slots=True)
+class Pace:
+    """A token bucket for messages that hand nothing over, so that a job can't keep the broker spinning."""
+
+    rate: float = 2000.0
+    burst: float = 2000.0
+    tokens: float = 2000.0
+    last: float = 0.0
+
+    def spend(self, stop: Event) -> None:
+        """Take one token; without one, wait until it is there or `stop` is set."""
+        now = time.monotonic()
+        self.tokens = min(self.burst, self.tokens + (now - self.last) * self.rate) - 1
+        self.last = now
+        if self.tokens < 0:
+            stop.wait(-self.tokens / self.rate)
+
+
+@dataclass(slots=True)
+class _Epoch:
+    walk: Walk
+    about: Descriptor
+    ended: End | None = None
+
+
+class Session:
+    """Serves one split through one ring and one socket. See `Broker.serve` for the arguments."""
+
+    def __init__(
+        self,
+        *,
+        store: RecordStore,
+        split: Split,
+        meter: Meter,
+        ring: Ring,
+        sock: socket.socket,
+        fixed_order: bool,
+        on_first_record: Callable[[], None],
+        stop: Event,
+    ) -> None:
+        self._store, self._split, self._meter, self._ring = store, split, meter, ring
+        self._sock, self._fixed_order = sock, fixed_order
+        self._on_first_record, self._stop = on_first_record, stop
+        self._free = list(range(ring.layout.slots))
+        self._epoch: _Epoch | None = None
+        self._pace, self._faults = Pace(), 0
+        self._descriptor = self._describe()
+
+    def run(self) -> None:
+        """Answer until the other end is gone, `stop` is set, or faults or hand-overs pass their limit."""
+        self._sock.setblocking(False)
+        try:
+            while (message := self._receive()) is not None:
+                if not self._send(*self._answer(message)):
+                    break
+                if self._faults >= MAX_FAULTS or self._meter.exhausted:
+                    _log.warning("the session ends: %d refused messages", self._faults)
+                    break
+        finally:
+            self._shut_down()
+
+    def _answer(self, message: bytes) -> tuple[bytes, tuple[int, ...]]:
+        """The reply to `message`, and the descriptors that go with it."""
+        try:
+            request = wire.parse(message)
+            if request.split != self._split.code:
+                raise Fault(FaultCode.SPLIT)
+            if request.op is Op.HELLO:
+                return self._hello(request)
+            return self._perform(request), ()
+        except Fault as fault:
+            self._faults += 1
+            if self._faults <= _LOG_FAULTS:
+                _log.warning("refused a message of %d bytes: %s", len(message), fault.code.name)
+            self._pace.spend(self._stop)
+            return wire.reply(Kind.FAULT, wire.tag_of(message), fault.code), ()
+
+    def _perform(self, request: Request) -> bytes:
+        match request.op:
+            case Op.EPOCH:
+                return self._start(request)
+            case Op.NEXT:
+                return self._next(request)
+            case _:
+                return self._explicit(request)
+
+    def _hello(self, request: Request) -> tuple[bytes, tuple[int, ...]]:
+        # A second program in the job may start over, so this may come again; every slot is free then.
+        self._pace.spend(self._stop)
+        self._reset()
+        reply = wire.reply(Kind.HELLO, request.tag, a=len(self._descriptor))
+        return reply + self._descriptor, (self._ring.fd,)
+
+    def _start(self, request: Request) -> bytes:
+        self._pace.spend(self._stop)
+        batch_size, shuffle = request.a, bool(request.flags & wire.SHUFFLE)
+        if not 1 <= batch_size <= MAX_BATCH:
+            raise Fault(FaultCode.RANGE)
+        if shuffle and self._fixed_order:
+            raise Fault(FaultCode.ORDER)
+        self._reset()
+        total = len(self._split)
+        length = total - total % batch_size if request.flags & wire.DROP_LAST else total
+        permutation = shuffled(total, request.b, request.c) if shuffle else None
+        about = Descriptor(self._split.code, shuffle, batch_size, request.b, request.c)
+        self._epoch = _Epoch(self._meter.walk(Order(self._split, permutation, length)), about)
+        return wire.reply(Kind.STARTED, request.tag, a=length)
+
+    def _next(self, request: Request) -> bytes:
+        epoch = self._epoch
+        if epoch is None:
+            raise Fault(FaultCode.STATE)
+        if not 1 <= request.a <= MAX_BATCH:
+            raise Fault(FaultCode.RANGE)
+        slot = self._slot(request.b)
+        start = epoch.walk.cursor
+        count = min(request.a, self._ring.layout.records, epoch.walk.order.length - start)
+        if not count:
+            epoch.ended = epoch.ended or End.EPOCH
+        if epoch.ended:
+            return self._end(request, epoch.ended)
+        about = Descriptor(
+            epoch.about.split, epoch.about.shuffle, epoch.about.batch_size, epoch.about.seed,
+            epoch.about.epoch, start,
+        )  # fmt: skip
+        first = not self._meter.first_record_served
+        admitted = self._meter.advance(epoch.walk, count, about)
+        if len(admitted) < count:
+            epoch.ended = End.CAP
+        return self._hand_over(request, slot, admitted, count, start, first)
+
+    def _explicit(self, request: Request) -> bytes:
+        if self._fixed_order:
+            raise Fault(FaultCode.ORDER)
+        if not 1 <= request.c <= self._ring.layout.records or not 1 <= request.a <= MAX_BATCH:
+            raise Fault(FaultCode.RANGE)
+        chosen = np.frombuffer(request.tail, dtype="<u4")
+        if chosen.max() >= len(self._split):
+            raise Fault(FaultCode.RANGE)
+        slot = self._slot(request.b)
+        first = not self._meter.first_record_served
+        about = Descriptor(self._split.code, False, request.a, explicit=hashlib.sha256(request.tail).digest())
+        admitted = self._meter.take(self._split.dense[chosen], about)
+        return self._hand_over(request, slot, admitted, request.c, 0, first)
+
+    def _hand_over(
+        self, request: Request, slot: int, dense: NDArray[np.int64], asked: int, start: int, first: bool
+    ) -> bytes:
+        """Write what was counted into `slot`. The job may read the slot as soon as it is written."""
+        if not len(dense):
+            return self._end(request, End.CAP)
+        if first:
+            self._on_first_record()
+        for number, field in enumerate(self._ring.layout.fields):
+            self._store.gather(field.name, dense, self._ring.view(slot, number, len(dense)))
+        self._free.remove(slot)
+        code = End.CAP if len(dense) < asked else 0
+        return wire.reply(Kind.BATCH, request.tag, code, a=slot, b=len(dense), c=start)
+
+    def _end(self, request: Request, why: End) -> bytes:
+        self._pace.spend(self._stop)
+        return wire.reply(Kind.END, request.tag, why)
+
+    def _slot(self, returned: int) -> int:
+        """Take back `returned` and choose a free slot; it stays free until something is handed over."""
+        if returned != wire.NO_SLOT:
+            if returned >= self._ring.layout.slots or returned in self._free:
+                raise Fault(FaultCode.SLOT)
+            self._free.append(returned)
+        if not self._free:
+            raise Fault(FaultCode.SLOT)
+        return self._free[-1]
+
+    def _reset(self) -> None:
+        self._free = list(range(self._ring.layout.slots))
+        self._epoch = None
+
+    def _describe(self) -> bytes:
+        layout = self._ring.layout
+        text = json.dumps(
+            {
+                "version": wire.VERSION,
+                "split": NAMES[self._split.code],
+                "records": len(self._split),
+                "slots": layout.slots,
+                "slot_bytes": layout.slot_bytes,
+                "slot_records": layout.records,
+                "fields": [
+                    {"name": f.name, "dtype": f.dtype, "shape": f.shape, "label": f.label, "offset": offset}
+                    for f, offset in zip(layout.fields, layout.offsets, strict=True)
+                ],
+            },
+            separators=(",", ":"),
+        ).encode()
+        if len(text) > wire.MAX_DESCRIPTOR:
+            raise Refused("node.dataset_invalid", "the fields don't fit one message; join some into arrays")
+        return text
+
+    def _receive(self) -> bytes | None:
+        """The next message; None at the end. Descriptors that come along find no buffer and are dropped."""
+        while not self._stop.is_set():
+            try:
+                message = self._sock.recv(wire.MAX_MESSAGE + 1)
+            except BlockingIOError:
+                self._wait(select.POLLIN)
+                continue
+            except ConnectionError:
+                return None
+            # An empty message and the end look alike to recv.
+            if message or not self._hung_up():
+                return message
+            return None
+        return None
+
+    def _send(self, reply: bytes, descriptors: tuple[int, ...]) -> bool:
+        """Whether the reply is on its way. A job that doesn't read makes the broker wait, not spin."""
+        while not self._stop.is_set():
+            try:
+                if descriptors:
+                    socket.send_fds(self._sock, [reply], list(descriptors), socket.MSG_NOSIGNAL)
+                else:
+                    self._sock.send(reply, socket.MSG_NOSIGNAL)
+                return True
+            except BlockingIOError:
+                self._wait(select.POLLOUT)
+            except OSError as error:
+                _log.info("the job can't be answered: %s", error)
+                return False
+        return False
+
+    def _wait(self, event: int) -> None:
+        poll = select.poll()
+        poll.register(self._sock, event)
+        poll.poll(_POLL_MS)
+
+    def _hung_up(self) -> bool:
+        poll = select.poll()
+        poll.register(self._sock, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+    def _shut_down(self) -> None:
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError as error:
+            _log.debug("already shut: %s", error)

@@ -1,0 +1,96 @@
+"""The guard as a process of its own: `{"directory", "plan", "out"}` on stdin, the report on stdout.
+
+Exits 0 for yes, 1 for no, 2 for a request or plan that is not valid, 3 where it could not find out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from rapha.evidence import canonical
+from rapha.runtime.guard.inspection import inspect
+from rapha.spec.refusals import Refused
+from rapha.spec.release_plan import ReleasePlan
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+_INTERPRETER_BYTES: Final = 2**30
+"""Address space that Python and numpy map before they read a file."""
+
+
+class Request(NamedTuple):
+    """One inspection."""
+
+    directory: Path
+    plan: ReleasePlan
+    out: Path | None
+
+
+def read_request(data: bytes) -> Request:
+    """The request in `data`.
+
+    Raises:
+        Refused: `schema.*`.
+    """
+    value = canonical.loads(data)
+    if not isinstance(value, dict) or value.keys() != {"directory", "plan", "out"}:
+        raise Refused("schema.field_invalid", "a request is directory, plan and out")
+    return Request(
+        Path(_path(value["directory"])),
+        ReleasePlan.parse(value["plan"], "plan"),
+        None if value["out"] is None else Path(_path(value["out"])),
+    )
+
+
+def _path(value: Any) -> str:
+    if not isinstance(value, str) or "\x00" in value or not value.startswith("/"):
+        raise Refused("schema.field_invalid", "directory and out are absolute paths")
+    return value
+
+
+def confine() -> None:
+    """Die with the parent, gain nothing, and leave no core file that holds outputs."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for option, value in (
+        (_PR_SET_PDEATHSIG, signal.SIGKILL),
+        (_PR_SET_DUMPABLE, 0),
+        (_PR_SET_NO_NEW_PRIVS, 1),
+    ):
+        if libc.prctl(option, *(ctypes.c_ulong(v) for v in (value, 0, 0, 0))) != 0:
+            raise OSError(ctypes.get_errno(), "prctl")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+
+
+def limit_to(plan: ReleasePlan) -> None:
+    """Memory and file size by the plan: input, output and the canonical copy of small files."""
+    most = _INTERPRETER_BYTES + 2 * (plan.output_bytes + plan.released_bytes)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (plan.released_bytes, plan.released_bytes))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write past the limit then fails as any other
+
+
+def main() -> int:
+    """Serve one request."""
+    confine()
+    try:
+        request = read_request(sys.stdin.buffer.read(canonical.MAX_BYTES + 1))
+    except Refused as refusal:
+        sys.stderr.write(f"{refusal}\n")
+        return 2
+    limit_to(request.plan)
+    os.umask(0o077)
+    report = inspect(*request)
+    sys.stdout.buffer.write(canonical.dumps(report.dump()))
+    if not report.decided:
+        return 3
+    return 0 if report.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

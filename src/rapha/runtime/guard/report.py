@@ -1,0 +1,90 @@
+"""What the guard says about one output folder. It stays in the hospital, and people sign it."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from pydantic import Field
+
+from rapha.runtime.guard.codes import CHECKS, Finding
+from rapha.spec.base import Model, Sha256
+from rapha.spec.reported import Reported
+
+Verdict = Literal["pass", "fail", "not_run"]
+
+
+class Check(Model):
+    """One numbered check."""
+
+    n: int
+    id: str
+    verdict: Verdict
+    reason: str
+    does_not_show: str
+
+
+class ReleasedFile(Model):
+    """A rebuilt file: the only bytes that may leave."""
+
+    name: str
+    sha256: Sha256
+    bytes: int
+
+
+class Transform(Model):
+    """What was done to one tensor; `largest_error` is the greatest absolute change that rounding made."""
+
+    tensor: str
+    dtype: str
+    released_as: str
+    clipped: int
+    largest_error: float
+
+
+class GuardReport(Model):
+    """The verdict.
+
+    `decided` is false when the guard could not find out (its process died, say): treat as no.
+    `covert_bound_bits` bounds what the job can encode in what this verdict releases.
+    """
+
+    version: Literal[1] = 1
+    ok: bool
+    decided: bool = True
+    code: str | None = None
+    plan_digest: Sha256
+    checks: tuple[Check, ...]
+    released: tuple[ReleasedFile, ...] = ()
+    transforms: tuple[Transform, ...] = ()
+    self_reported: dict[str, Reported] = Field(default_factory=dict)
+    covert_bound_bits: int
+
+
+class Ledger:
+    """Collects the verdict of each check, in order; whatever was not reached is `not_run`."""
+
+    def __init__(self) -> None:
+        self._said: dict[int, tuple[Verdict, str]] = {}
+
+    def passed(self, n: int, reason: str) -> None:
+        """Check `n` passed."""
+        self._said[n] = ("pass", reason)
+
+    def skipped(self, n: int, reason: str) -> None:
+        """Check `n` does not apply; `reason` says why."""
+        self._said[n] = ("not_run", reason)
+
+    def failed(self, finding: Finding) -> None:
+        """The check that `finding` belongs to failed."""
+        self._said[finding.n] = ("fail", finding.reason)
+
+    def checks(self) -> tuple[Check, ...]:
+        """All checks, by number."""
+        return tuple(
+            Check(n=n, id=text.id, verdict=verdict, reason=reason, does_not_show=text.does_not_show)
+            for n, text in CHECKS.items()
+            for verdict, reason in [self._said.get(n, UNREACHED)]
+        )
+
+
+UNREACHED: Final[tuple[Verdict, str]] = ("not_run", "an earlier check failed")

@@ -1,0 +1,221 @@
+"""One run: fork, watch, end, and say what happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import select
+import signal
+import time
+from typing import Final
+
+from rapha.runtime.sandbox.launcher import observe, tree
+from rapha.runtime.sandbox.launcher.cgroup import Group
+from rapha.runtime.sandbox.launcher.enter import Pipes, exec_bubblewrap
+from rapha.runtime.sandbox.launcher.order import Order, Report
+from rapha.runtime.sandbox.launcher.stage import Stage
+
+_TICK_S: Final = 0.05
+_LOOK_S: Final = 0.002
+"""How often the walls are looked for until they stand; a short command is gone soon after."""
+_BUSY_SHARE: Final = 4
+"""A tick is at least this many times what the last count took, so that a crowd can't eat a core."""
+_DEATH_S: Final = 10.0
+_CHUNK: Final = 1 << 16
+_DETAIL: Final = 2000
+_EXIT_CODES: Final = {"timeout": 124, "memory": 137, "killed": 137}
+_NOT_BUILT, _NOT_EXECUTED = 125, 127
+_CONTROLS: Final = bytes({*range(32), 127} - {*b"\n\r\t"})
+"""What a terminal would obey; the job's words may not drive the terminal of who runs it."""
+_SIGNALLED: Final = 128
+_CPU_SIGNALS: Final = (_SIGNALLED + signal.SIGKILL, _SIGNALLED + signal.SIGXCPU)
+
+
+class UnkillableError(Exception):
+    """Processes of the sandbox outlive SIGKILL; nothing may be collected from under them."""
+
+
+class Sink:
+    """stdout and stderr of the sandbox: kept up to a cap, then read and dropped, so that it never blocks."""
+
+    def __init__(self, log: int, cap: int, terminal: bool) -> None:
+        self._log, self._left, self._terminal = log, cap, terminal
+        self.head = b""
+
+    def take(self, data: bytes, stream: int) -> None:
+        """Account for `data` of stream 1 or 2."""
+        kept, self._left = data[: self._left], self._left - min(self._left, len(data))
+        if self._log >= 0:
+            _write_all(self._log, kept)
+        if self._terminal:
+            _write_all(stream, data.translate(None, _CONTROLS) if os.isatty(stream) else data)
+        if stream == 2 and len(self.head) < _DETAIL:
+            self.head += data[: _DETAIL - len(self.head)]
+
+
+class Supervisor:
+    """Holds the child from fork to the last reaped process."""
+
+    def __init__(self, order: Order, stage: Stage, group: Group | None) -> None:
+        self._order, self._stage, self._group = order, stage, group
+        self._sink = Sink(order.log, order.log_bytes, order.terminal)
+        self._status = b""
+        self._walls: dict[str, str] = {}
+        self._peak = 0
+        self._streams: dict[int, int] = {}
+        self._cpu_s = 0.0
+
+    def run(self) -> Report:
+        """Start the command and see it to its end; afterwards no process of it lives.
+
+        Raises:
+            UnkillableError: one does.
+        """
+        started = time.monotonic()
+        monitor = self._fork()
+        pidfd = os.pidfd_open(monitor)
+        detail = ""
+        try:
+            ending = self._watch(pidfd, started)
+        except observe.WallMissingError as missing:
+            ending, detail = "failed_to_start", f"wall missing: {missing}"
+        finally:
+            os.close(pidfd)
+            self._end_tree()
+            self._drain()
+        return self._report(ending, detail, time.monotonic() - started)
+
+    def _fork(self) -> int:
+        (out_r, out_w), (err_r, err_w), (status_r, status_w) = os.pipe(), os.pipe(), os.pipe()
+        launcher = os.getpid()
+        child = os.fork()
+        if child == 0:
+            exec_bubblewrap(self._order, self._stage, self._group, Pipes(out_w, err_w, status_w), launcher)
+        for fd in (out_w, err_w, status_w):
+            os.close(fd)
+        self._streams = {out_r: 1, err_r: 2, status_r: 0}
+        return child
+
+    def _watch(self, pidfd: int, started: float) -> str:
+        """Until bubblewrap ends or a limit is passed; returns the ending, "" for bubblewrap's own."""
+        poller = select.poll()
+        for fd in (pidfd, self._order.control, *self._streams):
+            poller.register(fd, select.POLLIN)
+        deadline = started + self._order.wall_s
+        count_at = started
+        while True:
+            now = time.monotonic()
+            if now >= deadline:
+                return "timeout"
+            if now >= count_at:
+                if passed := self._passed_limit():
+                    return passed
+                took = time.monotonic() - now
+                count_at = now + max(_TICK_S, _BUSY_SHARE * took)
+            next_s = min(count_at, deadline, now + _TICK_S if self._walls else now + _LOOK_S)
+            ready = {fd for fd, _ in poller.poll(max(0.0, next_s - time.monotonic()) * 1000 + 1)}
+            self._observe()
+            if self._order.control in ready:
+                return "killed"
+            for fd in ready & self._streams.keys():
+                if not self._read(fd):
+                    poller.unregister(fd)
+            if pidfd in ready:
+                return ""
+
+    def _passed_limit(self) -> str:
+        pids = tree.descendants(os.getpid())
+        tmpfs = sum(map(tree.tmpfs_bytes, (self._stage.out, self._stage.tmp, self._stage.shm)))
+        use = tree.measure(pids, self._order.memory_bytes - tmpfs)
+        self._peak = max(self._peak, use.memory_bytes + tmpfs)
+        self._cpu_s = max(self._cpu_s, use.cpu_s)
+        if use.memory_bytes + tmpfs > self._order.memory_bytes:
+            return "memory"
+        if self._group and self._group.killed_for_memory():
+            return "memory"
+        return "timeout" if self._cpu_s > self._order.cpu_s else ""
+
+    def _observe(self) -> None:
+        init = self._said("child-pid")
+        if init and not self._walls:
+            uid = os.geteuid() if self._stage.uid is None else self._stage.uid
+            self._walls = observe.walls(init, uid)
+
+    def _said(self, key: str) -> int | None:
+        """A number that bubblewrap reported: JSON objects, one after another."""
+        text, decoder, at = self._status.decode("ascii", "replace"), json.JSONDecoder(), 0
+        while at < len(text):
+            try:
+                value, at = decoder.raw_decode(text, at)
+            except ValueError:
+                return None
+            if key in value:
+                return int(value[key])
+            at += len(text[at:]) - len(text[at:].lstrip())
+        return None
+
+    def _read(self, fd: int) -> bool:
+        data = os.read(fd, _CHUNK)
+        if self._streams[fd]:
+            self._sink.take(data, self._streams[fd])
+        else:
+            self._status += data
+            self._observe()
+        return bool(data)
+
+    def _end_tree(self) -> None:
+        """Kill and reap until no child is left. As subreaper the launcher inherits every orphan, and a pid
+        namespace's init is reaped only after all that lived in it."""
+        give_up = time.monotonic() + _DEATH_S
+        while True:
+            tree.kill(os.getpid())
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            except ChildProcessError:
+                return
+            if time.monotonic() > give_up:
+                raise UnkillableError(f"alive after SIGKILL: {tree.descendants(os.getpid())}")
+            time.sleep(0.002)
+
+    def _drain(self) -> None:
+        """What is still in the pipes; nobody writes any more."""
+        for fd in self._streams:
+            while self._read(fd):
+                pass
+            os.close(fd)
+
+    def _report(self, ending: str, detail: str, wall_s: float) -> Report:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu_s = max(self._cpu_s, usage.ru_utime + usage.ru_stime)
+        code = self._said("exit-code")
+        if not ending:
+            ending = self._own_ending(code, cpu_s)
+        if ending == "failed_to_start":
+            detail = detail or self._sink.head.decode("utf-8", "backslashreplace").strip()
+            code = _NOT_EXECUTED if "execvp" in detail else _NOT_BUILT
+        peak = max(self._peak, self._group.peak() if self._group else 0)
+        exit_code = _EXIT_CODES.get(ending, code or 0)
+        return Report(ending, exit_code, wall_s, cpu_s, peak, self._all_walls(), [], [], detail)
+
+    def _own_ending(self, code: int | None, cpu_s: float) -> str:
+        """How it ended if nobody here ended it; `code` is None where the command was never executed."""
+        if self._group and self._group.killed_for_memory():
+            return "memory"
+        if code is None:
+            return "failed_to_start"
+        return "timeout" if code in _CPU_SIGNALS and cpu_s >= self._order.cpu_s else "exited"
+
+    def _all_walls(self) -> dict[str, str]:
+        limits = [self._group.mechanism] if self._group else []
+        observed = self._walls or {"namespaces": "ended before they could be looked at"}
+        return self._stage.walls | observed | {"limits": ", ".join([*limits, "supervisor", "rlimits"])}
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        try:
+            data = data[os.write(fd, data) :]
+        except OSError:
+            return  # a full disk or a closed terminal must not end the job: the text is dropped

@@ -1,0 +1,105 @@
+"""From facts about Python files to findings."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from rapha.runtime.scan.facts import Facts, Note, Use
+from rapha.runtime.scan.graph import Graph
+from rapha.runtime.scan.rules import RuleSet
+
+_MAX_HOPS: Final = 8
+_OWN: Final = ("rapha_trainer", "rapha")
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A note with a verdict on whether it would refuse in a file that an entrypoint reaches."""
+
+    note: Note
+    grave: bool = True
+
+
+class Judge:
+    """Applies one rule set to the files of one image."""
+
+    def __init__(self, facts: Mapping[str, Facts], graph: Graph, rules: RuleSet) -> None:
+        """`graph` says which names are the image's own."""
+        self._facts = facts
+        self._graph = graph
+        self._rules = rules
+
+    def judge(self, path: str) -> Iterator[Judged]:
+        """What is to be said about the file at `path`."""
+        facts = self._facts[path]
+        yield from (Judged(note) for note in facts.notes)
+        for use in dict.fromkeys(facts.uses):
+            for name in self._outside(path, use.name):
+                yield from self._use(use, name)
+
+    def _outside(self, path: str, name: str) -> set[str]:
+        """The names outside the image that `name` may stand for, through the image's own modules."""
+        found: set[str] = set()
+        seen: set[tuple[str, str]] = set()
+        pending = [(path, name, 0)]
+        while pending:
+            where, current, hops = pending.pop()
+            if (where, current) in seen or hops > _MAX_HOPS or len(seen) > 256:
+                continue
+            seen.add((where, current))
+            located = self._graph.locate(where, current)
+            if not located:
+                found.add(self._rules.canonical(current))
+            for place in located:
+                if not place.rest or not place.loaded:
+                    continue
+                module = self._facts[place.loaded[-1]]
+                head, tail = place.rest[0], "".join("." + part for part in place.rest[1:])
+                for target in (*module.aliases.get(head, ()), *(f"{star}.{head}" for star in module.stars)):
+                    pending.append((place.loaded[-1], target + tail, hops + 1))
+        return found
+
+    def _use(self, use: Use, name: str) -> Iterator[Judged]:
+        if use.how == "write":
+            yield from self._write(use, name)
+            return
+        if (hit := self._rules.match(name)) is not None:
+            entry, rule = hit
+            yield Judged(Note(rule, use.line, _REASONS[use.how].format(name=name, entry=entry)))
+        elif use.how == "computed" and name in self._rules.opaque:
+            yield Judged(
+                _note(use, f"An attribute of `{name}` is looked up by a name that is not written out.")
+            )
+        elif use.how == "read" and (name in self._rules.opaque or _inner(name) in self._rules.opaque):
+            yield Judged(_note(use, f"`{name}` is passed on as a value; what is used of it can't be told."))
+
+    def _write(self, use: Use, name: str) -> Iterator[Judged]:
+        top = name.partition(".")[0]
+        shadowing = Note("image.shadowing", use.line, f"`{name}` is assigned to.")
+        if top in _OWN or top == "builtins" or name.startswith("sys.modules"):
+            yield Judged(shadowing)
+        elif top in sys.stdlib_module_names and not self._may_write(name):
+            yield Judged(shadowing, grave=False)
+
+    def _may_write(self, name: str) -> bool:
+        return any(name == open_ or name.startswith(open_ + ".") for open_ in self._rules.writable)
+
+
+_REASONS: Final = {
+    "import": "`{name}` is imported ({entry} is on the list).",
+    "read": "`{name}` is used ({entry} is on the list).",
+    "computed": "An attribute of `{name}` is looked up by a name that is not written out.",
+}
+
+
+def _note(use: Use, reason: str) -> Note:
+    return Note("image.dynamic_code", use.line, reason)
+
+
+def _inner(name: str) -> str:
+    """The module whose dictionary a name reaches into, if any."""
+    base, found, _ = name.partition(".__dict__")
+    return base if found else ""

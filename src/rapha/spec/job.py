@@ -1,0 +1,147 @@
+"""`job.yaml` as people write it, and the job as it is signed."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from rapha.spec.base import Model, Money, Name, Sha256, Timestamp
+from rapha.spec.cohort import Cohort
+from rapha.spec.refusals import Refused
+from rapha.spec.release_plan import ReleasePlan
+from rapha.spec.units import parse_bytes, parse_duration
+
+Purpose = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,64}(/[a-z0-9-]{1,64}){0,3}$")]
+Assurance = Literal["tee+tpm", "tee", "tpm", "simulated"]
+Modality = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,32}$")]
+Argument = Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Command = Annotated[tuple[Argument, ...], Field(min_length=1, max_length=64)]
+
+RANK: dict[str, int] = {"none": 0, "simulated": 1, "tpm": 2, "tee": 3, "tee+tpm": 4}
+"""Order of assurance: a job accepts its own level and everything above."""
+
+
+class ModelDeclaration(Model):
+    """What is trained; `base` is the SHA-256 of a safetensors file."""
+
+    architecture: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    base: Sha256 | None = None
+
+
+class DatasetRequest(Model):
+    """Which records the job asks for: a declarative filter, never code."""
+
+    profile: Name
+    modality: Modality
+    cohort: Cohort
+    max_records: Annotated[int, Field(ge=1, le=10**9)]
+
+
+class Budget(Model):
+    """The most the researcher will pay."""
+
+    currency: Literal["USDC"]
+    max: Money
+
+
+class ComputeText(Model):
+    """`compute:` as written."""
+
+    cpus: Annotated[int, Field(ge=1, le=1024)] = 1
+    memory: str
+    gpus: Annotated[int, Field(ge=0, le=64)] = 0
+    wall_clock: str
+
+
+class Compute(Model):
+    """Limits in SI units: bytes and seconds."""
+
+    cpus: Annotated[int, Field(ge=1, le=1024)]
+    memory_bytes: Annotated[int, Field(ge=2**26, le=2**42)]
+    gpus: Annotated[int, Field(ge=0, le=64)]
+    wall_clock_s: Annotated[int, Field(ge=1, le=30 * 86400)]
+
+
+NodeIds = Annotated[tuple[Name, ...], Field(min_length=1, max_length=256)]
+
+
+class _Common(Model):
+    kind: Literal["train", "evaluate"]
+    name: Name
+    purpose: Purpose
+    not_after: Timestamp
+    nodes: Literal["any"] | NodeIds
+    entrypoint: Command
+    predict: Command | None = None
+    model: ModelDeclaration
+    dataset: DatasetRequest
+    outputs: ReleasePlan
+    assurance: Assurance
+    budget: Budget | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> _Common:
+        if self.outputs.trusted_metrics and self.predict is None:
+            raise ValueError("`predict` is needed for the trusted_metrics that `outputs` names")
+        if self.outputs.trusted_metrics and self.outputs.weights is None and self.kind == "train":
+            raise ValueError("trusted_metrics are those of released weights, and `outputs` releases none")
+        if self.kind == "evaluate" and self.model.base is None:
+            raise ValueError("`model.base` is needed for kind: evaluate")
+        return self
+
+
+class JobFile(_Common):
+    """`job.yaml`. Paths are relative to the file."""
+
+    version: Literal[1]
+    recipient: Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+    image: Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+    compute: ComputeText
+
+    @field_validator("recipient", "image")
+    @classmethod
+    def _inside(cls, value: str) -> str:
+        if "\x00" in value or PurePosixPath(value).is_absolute():
+            raise ValueError("must be a path relative to job.yaml")
+        return value
+
+    def to_job(self, *, image_digest: str, recipient: str) -> Job:
+        """The signed form, with the image's digest and the recipient key in place of paths.
+
+        Raises:
+            Refused: `schema.*` where a quantity is out of range.
+        """
+        fields = self.dump()
+        for name in ("version", "image", "recipient", "compute"):
+            del fields[name]
+        compute = {
+            "cpus": self.compute.cpus,
+            "memory_bytes": parse_bytes(self.compute.memory),
+            "gpus": self.compute.gpus,
+            "wall_clock_s": parse_duration(self.compute.wall_clock),
+        }
+        return Job.parse({**fields, "image": image_digest, "recipient": recipient, "compute": compute}, "job")
+
+
+class Job(_Common):
+    """The job as it is signed; `digest` of it with its nonce is the job's id."""
+
+    image: Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+    recipient: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]{43}=$")]
+    compute: Compute
+
+
+def parse_job_file(text: str) -> JobFile:
+    """Read `job.yaml`.
+
+    Raises:
+        Refused: `schema.yaml` with the line, or `schema.field_*` with the field.
+    """
+    from rapha.spec.yaml import load
+
+    value: Any = load(text)
+    if not isinstance(value, dict):
+        raise Refused("schema.yaml", "the file must be a mapping of fields")
+    return JobFile.parse(value)

@@ -1,0 +1,66 @@
+"""What each field of the surface costs: bits about records that a job can put into it, at most."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rapha.spec.release_plan import VERDICT_BITS, ReleasePlan, metric_bits
+from rapha.spec.surface import Quanta, steps
+
+
+@dataclass(frozen=True, slots=True)
+class PriceContext:
+    """What is fixed before the job runs, and bounds what each field can say.
+
+    Attributes:
+        plan: the signed release plan.
+        max_records: the job's record cap.
+        bucket: of the dataset, in records and in patients.
+        wall_s, cpu_s, memory_bytes: the job's limits.
+        quanta: how resource use is rounded.
+    """
+
+    plan: ReleasePlan
+    max_records: int
+    bucket: int
+    wall_s: int
+    cpu_s: int
+    memory_bytes: int
+    quanta: Quanta
+
+
+def price_bits(context: PriceContext) -> dict[str, float]:
+    """For each field of `Surface`, the most bits about records that a job can put into it.
+
+    Zero where the field is fixed by the researcher or by another field, or can be set only while no
+    record has been served.
+    """
+    plan, quanta = context.plan, context.quanta
+    buckets = math.log2(steps(context.max_records, context.bucket) + 1)
+    usage = (
+        steps(context.wall_s, quanta.duration_s),
+        steps(context.cpu_s, quanta.cpu_s),
+        steps(context.memory_bytes, quanta.memory_bytes),
+    )
+    return {
+        "version": 0.0,
+        "job_id": 0.0,
+        "outcome": 0.0,
+        "code": VERDICT_BITS,
+        "detail": 0.0,
+        "startup": 0.0,
+        "artifacts": plan.weights.bits() if plan.weights else 0.0,
+        "metrics": sum(map(metric_bits, plan.trusted_metrics)),
+        # The released file of self-reported values says the same again, so it is priced here only.
+        "self_reported": plan.self_reported.bits() if plan.self_reported else 0.0,
+        "records_bucket": buckets,
+        "patients_bucket": buckets,
+        "exit_class": 0.0,
+        "usage": sum(math.log2(most + 1) for most in usage),
+    }
+
+
+def covert_bound_bits(context: PriceContext) -> int:
+    """Sum of all prices, rounded up: the job's line on the disclosure report."""
+    return math.ceil(sum(price_bits(context).values()))

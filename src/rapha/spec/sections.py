@@ -1,0 +1,60 @@
+"""Sections of a bundle that gates write and a verifier reads back.
+
+Each is the part of a gate's report that may leave: verdicts and digests. What a job could steer (clip
+counts, timings) stays in the hospital, behind a salted commitment.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from rapha.spec.base import Model, Sha256
+from rapha.spec.receipt import Count, ImageDigest
+
+Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9 ._+/-]{1,64}$")]
+
+
+class PolicySection(Model):
+    """Gate 4: every set of rules said allow, and which rules those were."""
+
+    allow: Literal[True]
+    engine: Word
+    bundles: Annotated[tuple[Sha256, ...], Field(min_length=1, max_length=64)]
+    input: Sha256
+
+
+class ScanSection(Model):
+    """Gate 3: what was scanned and with what result; `report` is the digest of the whole report."""
+
+    image: ImageDigest
+    scanner: Word
+    report: Sha256
+    refusals: Literal[0]
+    warnings: Count
+
+
+class GuardCheck(Model):
+    """One numbered check of the output guard."""
+
+    n: Annotated[int, Field(ge=1, le=9)]
+    id: Word
+    verdict: Literal["pass", "not_run"]
+
+
+class Released(Model):
+    """A file that the guard rebuilt."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+    sha256: Sha256
+    bytes: Count
+
+
+class GuardSection(Model):
+    """Gate 9. `report` is a salted commitment to the whole disclosure report."""
+
+    checks: Annotated[tuple[GuardCheck, ...], Field(min_length=5, max_length=9)]
+    released: Annotated[tuple[Released, ...], Field(max_length=16)]
+    covert_bound_bits: Count
+    report: Sha256

@@ -1,0 +1,249 @@
+"""The job's end of the broker's protocol: one request, one reply, over the socket that the node left open.
+
+    request = version u8, op u8, split u8, flags u8, tag u32, a u64, b u64, c u64    (32 bytes, little-endian)
+      HELLO    -                                        reply HELLO, then JSON; carries the ring's descriptor
+      EPOCH    a batch size, b seed, c epoch            reply STARTED (a records in the epoch)
+      NEXT     a records, b slot given back             reply BATCH (a slot, b records) or END
+      INDICES  a batch size, b slot given back, c count; then count × u32        reply BATCH or END
+
+A slot is memory that only the broker writes. It is not written again until it is given back, so requests
+for the next slots are sent ahead while the job works on this one.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from rapha_trainer.source import Arrays, Epoch, Field, length
+
+VERSION: Final = 1
+STRUCT: Final = struct.Struct("<BBBBIQQQ")
+HELLO, EPOCH, NEXT, INDICES = 1, 2, 3, 4
+STARTED, BATCH, END, FAULT = 2, 3, 4, 5
+END_CAP: Final = 2
+SHUFFLE, DROP_LAST = 1, 2
+NO_SLOT: Final = 2**64 - 1
+MAX_INDICES: Final = 16384
+SPLITS: Final = ("train", "test")
+FAULTS: Final = ("", "LENGTH", "VERSION", "OP", "UNUSED", "SPLIT", "ORDER", "RANGE", "SLOT", "STATE")
+_MAX_REPLY: Final = STRUCT.size + 128 * 1024
+
+
+@dataclass(slots=True)
+class _Reading:
+    """An epoch under way: counts are of records; `block` is the most in one request."""
+
+    epoch: Epoch
+    tag: int
+    block: int
+    total: int
+    slots: deque[int]
+    asked: int = 0
+    received: int = 0
+
+
+_connected: dict[int, BrokerSource] = {}
+
+
+def connect(fd: int, split: str) -> BrokerSource:
+    """The session on descriptor `fd`; a process has one, which all loaders share.
+
+    Raises:
+        RuntimeError: the node serves another split in this run.
+        ConnectionError: the node has closed the session.
+    """
+    source = _connected.get(fd)
+    if source is None or source.pid != os.getpid():
+        source = _connected[fd] = BrokerSource(fd, split)
+    if source.split != split:
+        raise RuntimeError(f"this run has split={source.split!r}; the other split has a run of its own")
+    return source
+
+
+class BrokerSource:
+    """Records as the node's broker serves them; every record that is asked for is counted."""
+
+    def __init__(self, fd: int, split: str) -> None:
+        self.pid, self.split, self.capped = os.getpid(), split, False
+        self._read = 0
+        self._socket = socket.socket(fileno=os.dup(fd))
+        # Distinct from the tags of a program that held this socket before.
+        self._tag = int.from_bytes(os.urandom(3), "little") << 8
+        described, memory = self._hello()
+        self.fields = tuple(
+            Field(f["name"], f["dtype"], tuple(f["shape"]), f["label"]) for f in described["fields"]
+        )
+        self.records: int = described["records"]
+        self._slot_records: int = described["slot_records"]
+        self._slots: list[Arrays] = [_views(described, memory, slot) for slot in range(described["slots"])]
+
+    def close(self) -> None:
+        """Leave the session, for a program that goes on without it. Idempotent."""
+        self._socket.close()
+        for fd in [fd for fd, source in _connected.items() if source is self]:
+            del _connected[fd]
+
+    def epoch_records(self, epoch: Epoch) -> int:
+        """How many records `epoch` has."""
+        return length(self.records, epoch)
+
+    def batches(self, epoch: Epoch) -> Iterator[Arrays]:
+        """As `Source.batches`. A batch that fits a slot is a view of it; a larger one is assembled."""
+        reading = self._begin(epoch)
+        size = epoch.batch_size
+        if size > reading.block:
+            yield from self._assembled(reading)
+            return
+        for slot, count in self._blocks(reading):
+            arrays = self._slots[slot]
+            for start in range(0, count, size):
+                stop = min(start + size, count)
+                yield {name: array[start:stop] for name, array in arrays.items()}
+
+    def _assembled(self, reading: _Reading) -> Iterator[Arrays]:
+        pieces: list[Arrays] = []
+        room = reading.epoch.batch_size
+        for slot, count in self._blocks(reading):
+            taken = 0
+            while taken < count:
+                part = min(count - taken, room)
+                pieces.append({n: a[taken : taken + part].copy() for n, a in self._slots[slot].items()})
+                taken, room = taken + part, room - part
+                if not room:
+                    yield _joined(pieces)
+                    pieces, room = [], reading.epoch.batch_size
+        if pieces:
+            yield _joined(pieces)
+
+    def _begin(self, epoch: Epoch) -> _Reading:
+        self._tag = (self._tag + 1) % 2**32
+        explicit = epoch.indices is not None
+        block = min(self._slot_records, MAX_INDICES) if explicit else self._slot_records
+        if epoch.batch_size <= block:
+            block -= block % epoch.batch_size
+        # Explicit indices need no epoch, but starting one frees all slots.
+        flags = 0 if explicit else SHUFFLE * epoch.shuffle | DROP_LAST * epoch.drop_last
+        self._send(EPOCH, self._tag, epoch.batch_size, epoch.seed, epoch.number, flags=flags)
+        kind, _, total, _ = self._reply(self._tag)
+        if kind != STARTED:
+            raise RuntimeError(f"the node answered with a message of kind {kind}")
+        total = self.epoch_records(epoch) if explicit else total
+        return _Reading(epoch, self._tag, block, total, deque([NO_SLOT] * len(self._slots)))
+
+    def _blocks(self, reading: _Reading) -> Iterator[tuple[int, int]]:
+        """Slots in order, with how many records each holds, while the next ones are under way.
+
+        What is asked for is counted, so no more is asked ahead than was read before: a script that looks
+        at one batch and stops pays for two.
+        """
+        while reading.received < reading.total:
+            self._ask(reading, max(self._ahead(reading.epoch), reading.epoch.batch_size))
+            self._check(reading.tag)
+            kind, code, slot, count = self._reply(reading.tag)
+            if kind == BATCH:
+                reading.received += count
+                self._read += count
+                self._ask(reading, self._ahead(reading.epoch))
+                yield slot, count
+                self._check(reading.tag)
+                reading.slots.append(slot)
+            self.capped |= code == END_CAP
+            if kind != BATCH or code:
+                return
+
+    def _ahead(self, epoch: Epoch) -> int:
+        """How many records to ask for beyond those received."""
+        return self._read if epoch.prefetch is None else min(self._read, epoch.prefetch * epoch.batch_size)
+
+    def _ask(self, reading: _Reading, ahead: int) -> None:
+        """Ask for blocks, whole batches where they fit, until `ahead` records or all slots are under way."""
+        size = min(reading.epoch.batch_size, reading.block)
+        while reading.slots and reading.asked < reading.total:
+            room = reading.received + ahead - reading.asked
+            want = min(reading.block, reading.total - reading.asked, room - room % size)
+            if want <= 0:
+                return
+            self._request(reading, reading.slots.popleft(), want)
+            reading.asked += want
+
+    def _request(self, reading: _Reading, slot: int, count: int) -> None:
+        indices, size = reading.epoch.indices, reading.epoch.batch_size
+        if indices is None:
+            self._send(NEXT, reading.tag, count, slot)
+            return
+        chosen = indices[reading.asked : reading.asked + count].astype("<u4").tobytes()
+        self._send(INDICES, reading.tag, size, slot, count, tail=chosen)
+
+    def _check(self, tag: int) -> None:
+        if tag != self._tag:
+            raise RuntimeError("another iteration has begun; one loader at a time reads from the node")
+        if self.pid != os.getpid():
+            raise RuntimeError("this loader belongs to another process; use num_workers=0")
+
+    def _send(
+        self, op: int, tag: int, a: int = 0, b: int = 0, c: int = 0, *, flags: int = 0, tail: bytes = b""
+    ) -> None:
+        try:
+            message = STRUCT.pack(VERSION, op, SPLITS.index(self.split), flags, tag, a, b, c)
+            self._socket.send(message + tail)
+        except BrokenPipeError:
+            raise ConnectionError("the node has closed the session") from None
+
+    def _reply(self, tag: int) -> tuple[int, int, int, int]:
+        """Kind, code, a and b of the next reply to `tag`; what is left of earlier epochs is passed over."""
+        while True:
+            kind, code, echoed, a, b = _unpack(self._socket.recv(_MAX_REPLY))
+            if echoed != tag:
+                continue
+            if kind == FAULT:
+                raise RuntimeError(f"the node refused the request: {FAULTS[code]}")
+            return kind, code, a, b
+
+    def _hello(self) -> tuple[dict[str, Any], mmap.mmap]:
+        self._send(HELLO, self._tag)
+        while True:
+            message, fds, _, _ = socket.recv_fds(self._socket, _MAX_REPLY, 1)
+            kind, code, echoed, _, _ = _unpack(message)
+            if echoed == self._tag:
+                break
+            for fd in fds:
+                os.close(fd)
+        if kind == FAULT and FAULTS[code] == "SPLIT":
+            raise RuntimeError(f"this run does not serve split={self.split!r}")
+        if kind != HELLO or not fds:
+            raise RuntimeError("the node did not answer as a broker does; are the versions the same?")
+        described = json.loads(message[STRUCT.size :])
+        memory = mmap.mmap(fds[0], described["slots"] * described["slot_bytes"], prot=mmap.PROT_READ)
+        os.close(fds[0])
+        return described, memory
+
+
+def _unpack(message: bytes) -> tuple[int, int, int, int, int]:
+    if len(message) < STRUCT.size:
+        raise ConnectionError("the node has closed the session")
+    _, kind, code, _, tag, a, b, _ = STRUCT.unpack_from(message)
+    return kind, code, tag, a, b
+
+
+def _views(described: dict[str, Any], memory: mmap.mmap, slot: int) -> Arrays:
+    records, base = described["slot_records"], slot * described["slot_bytes"]
+    return {
+        f["name"]: np.ndarray((records, *f["shape"]), f["dtype"], memory, base + f["offset"])
+        for f in described["fields"]
+    }
+
+
+def _joined(pieces: list[Arrays]) -> Arrays:
+    if len(pieces) == 1:
+        return pieces[0]
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}

@@ -1,0 +1,186 @@
+"""Compile the sandbox's seccomp allow-list to BPF, one file an architecture.
+
+    python tools/gen_seccomp.py [--out DIR]
+
+libseccomp does the compiling (through `pyseccomp`); the nodes load the committed bytes and need neither.
+A system call that no table below names gets EPERM. Rules compare the 32 bits that the kernel reads: a
+64-bit compare can be evaded by setting bits that the kernel ignores (CVE-2019-10063).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import errno
+import struct
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import pyseccomp as seccomp
+
+FILTERS: Final = Path(__file__).parent.parent / "src/rapha/runtime/sandbox/filters"
+ARCHES: Final = {"x86_64": seccomp.Arch.X86_64, "aarch64": seccomp.Arch.AARCH64}
+AUDIT_ARCH: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+
+ALLOWED: Final = """
+access alarm arch_prctl brk chdir chmod clock_getres clock_gettime clock_nanosleep close close_range
+copy_file_range creat dup dup2 dup3 epoll_create epoll_create1 epoll_ctl epoll_ctl_old epoll_pwait
+epoll_pwait2 epoll_wait epoll_wait_old eventfd eventfd2 execve execveat exit exit_group faccessat
+faccessat2 fadvise64 fallocate fchdir fchmod fchmodat fcntl fdatasync fgetxattr flistxattr flock fork
+fremovexattr fsetxattr fstat fstatfs fsync ftruncate futex futex_waitv futimesat get_mempolicy
+get_robust_list getcpu getcwd getdents getdents64 getegid geteuid getgid getgroups getitimer getpeername
+getpgid getpgrp getpid getppid getpriority getrandom getresgid getresuid getrlimit getrusage getsid
+getsockname getsockopt gettid gettimeofday getuid getxattr inotify_add_watch inotify_init inotify_init1
+inotify_rm_watch kill lgetxattr link linkat listxattr llistxattr lremovexattr lseek lsetxattr lstat
+madvise membarrier mincore mkdir mkdirat mlock mlock2 mlockall mprotect mremap msync munlock munlockall
+munmap nanosleep newfstatat open openat openat2 pause pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc
+pkey_free pkey_mprotect poll ppoll pread64 preadv preadv2 prlimit64 pselect6 pwrite64 pwritev pwritev2
+read readahead readlink readlinkat readv recvfrom recvmmsg recvmsg removexattr rename renameat renameat2
+restart_syscall rmdir rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn
+rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo sched_get_priority_max sched_get_priority_min
+sched_getaffinity sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity
+sched_yield select sendfile sendmmsg sendmsg sendto set_robust_list set_tid_address setitimer setpgid
+setrlimit setsid setsockopt setxattr shutdown sigaltstack signalfd signalfd4 stat statfs statx
+symlink symlinkat sync_file_range sysinfo tgkill time timer_create timer_delete timer_getoverrun
+timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime times tkill truncate umask
+uname unlink unlinkat utime utimensat utimes vfork wait4 waitid write writev
+accept accept4 bind connect listen
+""".split()  # noqa: SIM905  a table to read, not a list of quotes
+"""Names that one of the architectures lacks are left out of its filter.
+
+`accept` to `listen` reach only AF_UNIX sockets, since `socket` makes no other; abstract names end at the
+network namespace and path names at the mount namespace.
+
+Left out on purpose, beside what threatens the kernel: `memfd_create`, `memfd_secret` and System V shared
+memory, because memory that no process maps is memory that no supervisor can count. The same for `vmsplice` and
+its kin: one page in a pipe can pin a whole huge page.
+"""
+
+AF_UNIX: Final = 1
+LOW_WORD: Final = 0xFFFFFFFF
+CLONE_NEW: Final = 0x7E020000
+"""NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET. NEWTIME exists only in clone3 and unshare."""
+MAP_TYPE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_HUGETLB = 0x0F, 0x02, 0x20, 0x40000
+S_IFMT, S_IFIFO, S_IFREG = 0o170000, 0o010000, 0o100000
+PERSONALITY_QUERY: Final = 0xFFFFFFFF
+IOCTLS: Final = {
+    "TCGETS": 0x5401,
+    "TIOCGPGRP": 0x540F,
+    "TIOCGWINSZ": 0x5413,
+    "FIONREAD": 0x541B,
+    "FIONBIO": 0x5421,
+    "FIONCLEX": 0x5450,
+    "FIOCLEX": 0x5451,
+    "FIOASYNC": 0x5452,
+}
+"""What `isatty`, non-blocking and close-on-exec need; so TIOCSTI and TIOCLINUX are not among them."""
+PRCTLS: Final = {
+    "PR_SET_PDEATHSIG": 1,
+    "PR_GET_PDEATHSIG": 2,
+    "PR_GET_DUMPABLE": 3,
+    "PR_SET_NAME": 15,
+    "PR_GET_NAME": 16,
+    "PR_GET_SECCOMP": 21,
+    "PR_CAPBSET_READ": 23,
+    "PR_GET_TIMERSLACK": 30,
+    "PR_SET_NO_NEW_PRIVS": 38,
+    "PR_GET_NO_NEW_PRIVS": 39,
+    "PR_SET_THP_DISABLE": 41,
+    "PR_GET_THP_DISABLE": 42,
+}
+FIRST_UNKNOWN: Final = 452
+"""Calls newer than this list get ENOSYS, so that a newer C library falls back instead of failing."""
+X32_BIT: Final = 0x40000000
+
+
+def _equal(position: int, mask: int, value: int) -> seccomp.Arg:
+    return seccomp.Arg(position, seccomp.MASKED_EQ, mask, value)
+
+
+def _conditional(rules: seccomp.SyscallFilter) -> None:
+    allow = seccomp.ALLOW
+    for call in ("socket", "socketpair"):
+        rules.add_rule(allow, call, _equal(0, LOW_WORD, AF_UNIX))
+    rules.add_rule(allow, "clone", _equal(0, CLONE_NEW, 0))
+    rules.add_rule(allow, "personality", _equal(0, LOW_WORD, PERSONALITY_QUERY))
+    for command in IOCTLS.values():
+        rules.add_rule(allow, "ioctl", _equal(1, LOW_WORD, command))
+    for option in PRCTLS.values():
+        rules.add_rule(allow, "prctl", _equal(0, LOW_WORD, option))
+    # Shared anonymous and huge pages can be held without being resident anywhere: private or a file only.
+    rules.add_rule(allow, "mmap", _equal(3, MAP_ANONYMOUS, 0))
+    rules.add_rule(allow, "mmap", _equal(3, MAP_TYPE | MAP_HUGETLB, MAP_PRIVATE))
+    for kind in (S_IFIFO, S_IFREG):
+        rules.add_rule(allow, "mknodat", _equal(2, S_IFMT, kind))
+    # Its flags lie behind a pointer, where no filter can look; the C library then uses clone.
+    rules.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")
+
+
+def _newer_calls(arch: str) -> bytes:
+    """BPF to put in front: of this ABI and past the list is ENOSYS; libseccomp can't say it by number.
+
+    Jumps are relative, so what follows stays as it was compiled.
+    """
+    load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
+    program = [
+        (load, 0, 0, 4),  # seccomp_data.arch
+        (equal, 0, 4, AUDIT_ARCH[arch]),
+        (load, 0, 0, 0),  # seccomp_data.nr
+        (at_least, 2, 0, X32_BIT),
+        (at_least, 0, 1, FIRST_UNKNOWN),
+        (answer, 0, 0, 0x00050000 | errno.ENOSYS),
+    ]
+    return b"".join(struct.pack("<HBBI", *instruction) for instruction in program)
+
+
+def compile_filter(arch: str) -> bytes:
+    """BPF for `arch` (`x86_64` or `aarch64`); calls of any other ABI kill the process.
+
+    Raises:
+        KeyError: `arch` is not one of `ARCHES`.
+        OSError: libseccomp refuses a rule.
+    """
+    wanted = ARCHES[arch]
+    rules = seccomp.SyscallFilter(seccomp.ERRNO(errno.EPERM))
+    rules.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.KILL_PROCESS)
+    if seccomp.system_arch() != wanted:
+        rules.add_arch(wanted)
+        rules.remove_arch(seccomp.system_arch())
+    for call in ALLOWED:
+        if seccomp.resolve_syscall(wanted, call) >= 0:
+            rules.add_rule(seccomp.ALLOW, call)
+    _conditional(rules)
+    with tempfile.TemporaryFile() as file:
+        rules.export_bpf(file)
+        file.seek(0)
+        return _newer_calls(arch) + file.read()
+
+
+def compiler_version() -> str:
+    """The version of the libseccomp in use; another one may emit other bytes for the same rules."""
+
+    class Version(ctypes.Structure):
+        _fields_ = (("major", ctypes.c_uint), ("minor", ctypes.c_uint), ("micro", ctypes.c_uint))
+
+    ask = ctypes.CDLL("libseccomp.so.2").seccomp_version
+    ask.restype = ctypes.POINTER(Version)
+    version = ask().contents
+    return f"{version.major}.{version.minor}.{version.micro}"
+
+
+def main() -> int:
+    """Write every filter under `--out`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, default=FILTERS)
+    out: Path = parser.parse_args().out
+    for arch in ARCHES:
+        (out / f"{arch}.bpf").write_bytes(compile_filter(arch))
+        sys.stderr.write(f"{out / arch}.bpf\n")
+    (out / "libseccomp.version").write_text(compiler_version() + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
