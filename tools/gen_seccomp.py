@@ -54,8 +54,8 @@ accept accept4 bind connect listen
 network namespace and path names at the mount namespace.
 
 Left out on purpose, beside what threatens the kernel: `memfd_create`, `memfd_secret` and System V shared
-memory, because memory that no process maps is memory that no supervisor can count. The same for `vmsplice` and
-its kin: one page in a pipe can pin a whole huge page.
+memory, because memory that no process maps is memory that no supervisor can count. The same for
+`vmsplice` and its kin: one page in a pipe can pin a whole huge page.
 """
 
 AF_UNIX: Final = 1

@@ -79,7 +79,11 @@ class BrokerSource:
         self._socket = socket.socket(fileno=os.dup(fd))
         # Distinct from the tags of a program that held this socket before.
         self._tag = int.from_bytes(os.urandom(3), "little") << 8
-        described, memory = self._hello()
+        try:
+            described, memory = self._hello()
+        except BaseException:
+            self._socket.close()
+            raise
         self.fields = tuple(
             Field(f["name"], f["dtype"], tuple(f["shape"]), f["label"]) for f in described["fields"]
         )

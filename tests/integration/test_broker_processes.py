@@ -36,10 +36,12 @@ from rapha.runtime.broker.meter import Meter
 from rapha.runtime.broker.serve import Broker
 from rapha.runtime.broker.store import TableStore
 
-fd, journal, split, cap, width = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
+fd, cap, width = map(int, sys.argv[1:4])
+journal, split = sys.argv[4:]
 ids = np.arange(5000)
-store = TableStore({"id": ids, "x": np.repeat(ids[:, None], width, axis=1).astype("f4"), "y": ids % 2}, ids // 2, ["y"])
-meter = Meter.create(journal, patients=store.patients, cap=cap, key=bytes(range(32)))
+x = np.repeat(ids[:, None], width, axis=1).astype("f4")
+store = TableStore({"id": ids, "x": x, "y": ids % 2}, ids // 2, ["y"])
+meter = Meter.create(Path(journal), patients=store.patients, cap=cap, key=bytes(range(32)))
 broker = Broker(store, {"train": ids[:4000], "test": ids[4000:]}, meter)
 with socket.socket(fileno=fd) as sock:
     usage = broker.serve(sock, split)
@@ -56,7 +58,7 @@ class Node:
         ours, self.job = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", BROKER, *map(str, (ours.fileno(), journal, split, cap, width))],
+                [sys.executable, "-c", BROKER, *map(str, (ours.fileno(), cap, width, journal, split))],
                 pass_fds=[ours.fileno()],
                 stdout=subprocess.PIPE,
             )
@@ -105,8 +107,8 @@ def ids(batches: Any) -> list[int]:
     return result
 
 
-# A slot holds 4000 records of width 16 and 255 of width 1024: batches within a slot, and beyond one.
-@pytest.mark.parametrize(("batch", "width"), [(7, 16), (64, 16), (4000, 16), (64, 1024), (1000, 1024)])
+# A slot holds all records of width 16 and 1018 of width 1024: batches within a slot, and beyond one.
+@pytest.mark.parametrize(("batch", "width"), [(7, 16), (64, 16), (4000, 16), (64, 1024), (1500, 1024)])
 def test_every_batch_of_every_epoch_is_exact(start: Any, batch: int, width: int) -> None:
     node = start(width=width)
     loader = RaphaDataLoader(batch, shuffle=True, seed=5, epochs=2)

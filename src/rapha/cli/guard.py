@@ -9,7 +9,8 @@ import typer
 
 from rapha.cli.exits import NO, OK, UNKNOWN, WRONG_CALL, emit, emit_json, leave, say
 from rapha.evidence import canonical
-from rapha.runtime.guard import GuardReport, run_in_process
+from rapha.runtime.guard.process import in_use, run_in_child
+from rapha.runtime.guard.report import GuardReport
 from rapha.spec.refusals import Refused
 from rapha.spec.release_plan import ReleasePlan
 
@@ -40,9 +41,9 @@ def inspect(
     release_plan = _plan(plan)
     if not directory.is_dir():
         leave(WRONG_CALL, f"{directory} is not a folder")
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if in_use(out):
         leave(WRONG_CALL, f"{out} is not an empty or new folder")
-    report = run_in_process(directory, release_plan, out, TIMEOUT_S)
+    report = run_in_child(directory, release_plan, out, TIMEOUT_S)
     if as_json:
         emit_json(report.dump())
     else:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 from rapha.coordinator import accounts, routing
 from rapha.coordinator.accounts import Developer
 from rapha.coordinator.blobs import owns
+from rapha.coordinator.opaque import JsonObject
 from rapha.coordinator.routing import Eligibility, Wanted
 from rapha.coordinator.schema import artifacts, events, jobs
 from rapha.evidence import canonical, dsse
@@ -30,8 +31,8 @@ MAX_PAGE: Final = 100
 class Submission(Model):
     """POST /v1/jobs: two envelopes and the digest of the uploaded image archive."""
 
-    job: dict[str, Any]
-    image: dict[str, Any]
+    job: JsonObject
+    image: JsonObject
     image_blob: Sha256
 
 
@@ -240,10 +241,7 @@ def list_owned(db: Connection, owner: str, *, after: str | None, limit: int) -> 
 def events_after(db: Connection, identity: str, after: int) -> list[dict[str, Any]]:
     """Events with a sequence number above `after`, in order."""
     query = select(events).where(events.c.job == identity, events.c.seq > after).order_by(events.c.seq)
-    shown = ("seq", "state", "code", "detail", "actor")
-    return [
-        {**{name: getattr(e, name) for name in shown}, "time": iso(e.time)} for e in db.execute(query).all()
-    ]
+    return [_event(e) for e in db.execute(query).all()]
 
 
 def store_surface(db: Connection, identity: str, surface: Mapping[str, Any], *, code: str | None) -> None:
@@ -261,6 +259,11 @@ def store_surface(db: Connection, identity: str, surface: Mapping[str, Any], *, 
 def iso(milliseconds: int) -> str:
     """Unix milliseconds as RFC 3339, whole seconds."""
     return format_time(datetime.fromtimestamp(milliseconds // 1000, UTC))
+
+
+def _event(row: Row[Any]) -> dict[str, Any]:
+    shown = {name: getattr(row, name) for name in ("seq", "state", "code", "detail", "actor")}
+    return {**shown, "fix": REGISTRY[row.code].fix if row.code else None, "time": iso(row.time)}
 
 
 def _route(db: Connection, identity: str, *, now: int) -> bool:

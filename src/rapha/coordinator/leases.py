@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Row, select, update
 from rapha.coordinator import accounts, jobs, routing
 from rapha.coordinator.accounts import Node
 from rapha.coordinator.jobs import By, Outcome
+from rapha.coordinator.opaque import JsonObject
 from rapha.coordinator.schema import jobs as table
 from rapha.evidence import canonical, dsse
 from rapha.evidence.steps.case import AUDIENCE_ALL
@@ -49,7 +50,7 @@ class NodeTransition(Model):
     target: Annotated[str, Field(alias="to", max_length=32)]
     code: Annotated[str, StringConstraints(max_length=64)] | None = None
     detail: Annotated[str, StringConstraints(max_length=2000)] | None = None
-    surface: dict[str, Any] | None = None
+    surface: JsonObject | None = None
     silent_period_s: SilentPeriod | None = None
 
     @model_validator(mode="after")

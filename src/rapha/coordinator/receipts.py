@@ -15,6 +15,7 @@ from rapha.coordinator import jobs, log
 from rapha.coordinator.accounts import Node
 from rapha.coordinator.jobs import By
 from rapha.coordinator.log import Log
+from rapha.coordinator.opaque import JsonObject
 from rapha.coordinator.schema import artifacts, receipts
 from rapha.evidence import canonical, dsse
 from rapha.spec.base import Model, Profile, Sha256
@@ -39,8 +40,8 @@ class ArtifactReference(Model):
 class ReceiptPosted(Model):
     """POST /v1/node/jobs/{id}/receipt."""
 
-    surface: dict[str, Any]
-    bundle: dict[str, Any]
+    surface: JsonObject
+    bundle: JsonObject
     artifacts: Annotated[tuple[ArtifactReference, ...], Field(max_length=MAX_ARTIFACTS)]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from rapha.evidence import hpke
 from rapha.evidence.keys import SigningKey, write_private
 from rapha.node.config import NodeConfig
-from rapha.runtime.policy.bundle import default_bundle_dir
+from rapha.runtime.policy.bundle import DEFAULT
 from rapha.spec.refusals import Refused
 from rapha.spec.trust import Trust
 
@@ -34,7 +34,7 @@ def init(root: Path, config: NodeConfig) -> None:
     hpke.generate(keys / "hpke.key")
     write_private(keys / "phi.key", secrets.token_bytes(32))
     for name in config.policy_bundles:
-        shutil.copytree(default_bundle_dir(), root / name)
+        shutil.copytree(DEFAULT, root / name)
     write_json(root / "node.json", config.dump())
 
 

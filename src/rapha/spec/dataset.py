@@ -209,7 +209,9 @@ class DatasetManifest(Described):
     def catalogue(
         self, *, records: int, patients: int, runtimes: tuple[str, ...], assurance: Assurance
     ) -> CatalogueEntry:
-        """The publishable entry. `records` and `patients` are exact; they are floored to the bucket here."""
+        """The publishable entry, from exact counts: floored to the bucket, and 0 below the minimum cell."""
+        if patients < self.minimum_cell:
+            records = patients = 0
         common = {name: getattr(self, name) for name in Described.model_fields}
         bucket = self.billing_bucket
         return CatalogueEntry(

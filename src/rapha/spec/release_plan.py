@@ -50,6 +50,8 @@ INTEGER_RANGE: Final[dict[str, tuple[int, int]]] = {
 MAX_TENSORS: Final = 8192
 MAX_RANK: Final = 16
 MAX_TOTAL_BYTES: Final = 2**40
+METRICS_FILE: Final = "metrics.json"
+"""Where the node writes trusted metrics, beside or in place of a self-reported file of that name."""
 HEADER_LIMIT: Final = 2**20
 """Largest safetensors header that is read or written, bytes."""
 METRIC_DECIMALS: Final = 3
@@ -233,6 +235,11 @@ class ReleasePlan(Model):
     def files(self) -> tuple[str, ...]:
         """The names that the output folder must hold, and no other."""
         return tuple(part.file for part in (self.weights, self.self_reported) if part)
+
+    @property
+    def released_files(self) -> tuple[str, ...]:
+        """The names of what leaves: the planned files, and the node's own metrics."""
+        return tuple(dict.fromkeys((*self.files, *([METRICS_FILE] if self.trusted_metrics else []))))
 
     @property
     def parameters(self) -> int:

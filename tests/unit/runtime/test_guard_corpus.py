@@ -19,8 +19,9 @@ import numpy.typing as npt
 import pytest
 import safetensors.numpy
 
-from rapha.runtime.guard import GuardReport, inspect
 from rapha.runtime.guard.codes import CODES
+from rapha.runtime.guard.inspection import inspect
+from rapha.runtime.guard.report import GuardReport
 from rapha.spec.release_plan import ReleasePlan
 
 PLAN = ReleasePlan.parse(

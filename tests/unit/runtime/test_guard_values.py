@@ -18,8 +18,8 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rapha.runtime.guard import inspect
 from rapha.runtime.guard.codes import Finding
+from rapha.runtime.guard.inspection import inspect
 from rapha.runtime.guard.tensors import read
 from rapha.runtime.guard.values import DTYPES, check, rebuild
 from rapha.spec.release_plan import ORDER, ReleasePlan, WeightsPlan
@@ -54,7 +54,7 @@ def load(data: bytes) -> dict[str, Array]:
     """The reference library's reading; its numpy half has no bfloat16."""
     return {
         name: np.frombuffer(bytes(entry["data"]), LIBRARY_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-        for name, entry in safetensors.deserialize(data)
+        for name, entry in safetensors.deserialize(data)  # type: ignore[no-untyped-call]
     }
 
 

@@ -70,6 +70,12 @@ def test_the_catalogue_entry_is_bucketed_and_tells_nothing_of_the_hospital() -> 
         assert secret not in published.replace("'patients'", "")
 
 
+def test_a_small_dataset_publishes_no_count() -> None:
+    made = manifest(billing_bucket=1)
+    assert made.catalogue(records=90, patients=9, runtimes=(), assurance="tee").records == 0
+    assert made.catalogue(records=90, patients=10, runtimes=(), assurance="tee").patients == 10
+
+
 def test_an_entry_with_exact_counts_refuses() -> None:
     entry = manifest().catalogue(records=569, patients=564, runtimes=(), assurance="simulated").dump()
     with pytest.raises(Refused, match="billing_bucket"):

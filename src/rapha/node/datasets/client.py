@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import IO, Any, Final, Self
 
 from rapha.node.datasets import control
+from rapha.spec.dataset import DatasetManifest
 from rapha.spec.refusals import Refused
 from rapha.spec.release_plan import TrustedMetric
 
@@ -74,6 +75,15 @@ class DatasetProcess:
         """
         return control.Resolved.parse(self._ask(request)[0])
 
+    def describe(self, manifest: DatasetManifest, folder: Path) -> control.Described:
+        """Exact counts of usable records and their patients, opt-outs removed.
+
+        Raises:
+            Refused: `node.dataset_*`.
+        """
+        request = control.Describe(manifest=manifest, folder=str(folder.resolve()))
+        return control.Described.parse(self._ask(request)[0])
+
     def serve(self, split: control.Split) -> socket.socket:
         """Serve a split, ending an earlier session; returns the job's end of the broker's socket.
 
@@ -97,8 +107,10 @@ class DatasetProcess:
         """
         return control.Used.parse(self._ask(control.Usage())[0])
 
-    def score(self, predictions: Path | bytes, metrics: tuple[TrustedMetric, ...]) -> control.Scored:
-        """Trusted metrics of `predictions` over the test split, which must have been served before.
+    def score(self, predictions: Path | bytes, metrics: tuple[TrustedMetric, ...]) -> dict[str, float]:
+        """Trusted metrics by name, rounded, over the test split in the order in which it was served.
+
+        A value that rests on a small cell is left out (`rapha.runtime.metrics.evaluate`).
 
         Raises:
             Refused: `job.outputs` if they are not one finite float32 a record in the file, `schema.*`,
@@ -106,7 +118,7 @@ class DatasetProcess:
         """
         descriptor = _open_predictions(predictions)
         try:
-            return control.Scored.parse(self._ask(control.Score(metrics=metrics), descriptor)[0])
+            return control.Scored.parse(self._ask(control.Score(metrics=metrics), descriptor)[0]).values
         finally:
             os.close(descriptor)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import array
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field as Bounds
@@ -30,6 +30,7 @@ from rapha.spec.release_plan import TrustedMetric
 
 MAX_FRAME: Final = 32 * 2**20
 _LENGTH: Final = 4
+_RIGHTS_SPACE: Final = socket.CMSG_SPACE(4 * array.array("i").itemsize)
 
 AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00]*$", max_length=4096)]
 """An absolute path."""
@@ -48,6 +49,13 @@ class Resolve(Model):
     job_id: Sha256
     key_path: AbsolutePath
     journal_path: AbsolutePath
+
+
+class Describe(Model):
+    """Count a dataset for its catalogue entry. Prepares nothing."""
+
+    manifest: DatasetManifest
+    folder: AbsolutePath
 
 
 class Serve(Model):
@@ -84,6 +92,13 @@ class Resolved(Model):
     fields: tuple[Field, ...]
 
 
+class Described(Model):
+    """Exact counts of what could be used by anyone; `DatasetManifest.catalogue` makes them publishable."""
+
+    records: Count
+    patients: Count
+
+
 class Used(Model):
     """`rapha.runtime.broker.meter.Usage`: exact counts, and the digests that the receipt carries."""
 
@@ -106,10 +121,11 @@ class Done(Model):
     """Nothing to say but that it was done."""
 
 
-Reply = Resolved | Used | Scored | Done
-Request = Resolve | Serve | Usage | Score | Close
+Reply = Resolved | Described | Used | Scored | Done
+Request = Resolve | Describe | Serve | Usage | Score | Close
 _REQUESTS: Final[dict[str, type[Request]]] = {
     "resolve": Resolve,
+    "describe": Describe,
     "serve": Serve,
     "usage": Usage,
     "score": Score,
@@ -204,12 +220,21 @@ def _exactly(sock: socket.socket, length: int, descriptors: list[int]) -> bytes:
     left = length
     while left:
         try:
-            part, received, _, _ = socket.recv_fds(sock, min(left, 2**20), 4, socket.MSG_CMSG_CLOEXEC)
+            part, rights, _, _ = sock.recvmsg(min(left, 2**20), _RIGHTS_SPACE, socket.MSG_CMSG_CLOEXEC)
         except ConnectionResetError:
             raise Closed from None
-        descriptors.extend(received)
+        descriptors.extend(_descriptors(rights))
         if not part:
             raise Closed
         parts.append(part)
         left -= len(part)
     return b"".join(parts)
+
+
+def _descriptors(rights: list[tuple[int, int, bytes]]) -> Iterator[int]:
+    # Not socket.recv_fds: it drops its flags, and a descriptor without close-on-exec reaches every child.
+    for level, kind, data in rights:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            numbers = array.array("i")
+            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+            yield from numbers

@@ -85,6 +85,8 @@ class _Process:
         match request:
             case control.Resolve():
                 return self.session.resolve(request), None
+            case control.Describe():
+                return self.session.describe(request), None
             case control.Serve(split=split):
                 return control.Done(), self.session.serve(split)
             case control.Usage():

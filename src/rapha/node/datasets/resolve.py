@@ -124,6 +124,14 @@ def resolve(
     return Selection(train, test, patient_of, _funnel(index, matched, used, opted_out, patient_of))
 
 
+def usable_cell(index: Index, listed: frozenset[str]) -> Cell:
+    """Readable records of patients who did not opt out. Raises as step 1 of `resolve`."""
+    names, patient_of = _number(index)
+    gone = match_opt_outs(listed, names)
+    opted_out = _per_record([name in gone for name in names], patient_of)
+    return _cell((index.quarantine == Quarantine.NONE) & ~opted_out, patient_of)
+
+
 def _sample(train: Array, test: Array, max_records: int, seed: int) -> tuple[Array, Array]:
     total = len(train) + len(test)
     if total <= max_records:

@@ -23,7 +23,7 @@ import numpy as np
 from rapha.evidence.canonical import dumps
 from rapha.node.datasets import consent, control
 from rapha.node.datasets.pseudonyms import HospitalKey, commit
-from rapha.node.datasets.resolve import Selection, resolve
+from rapha.node.datasets.resolve import Selection, resolve, usable_cell
 from rapha.node.sources.interface import Array, Records
 from rapha.node.sources.parquet import ParquetSource
 from rapha.runtime.broker.meter import Meter
@@ -102,6 +102,17 @@ class Session:
             return _resolved(request, records, selection, key, listed)
         finally:
             records.close()
+
+    def describe(self, request: control.Describe) -> control.Described:
+        """Count what could be used by anyone. Raises `Refused` (`node.dataset_*`)."""
+        folder = Path(request.folder)
+        listed = consent.read_opt_outs(request.manifest, folder)
+        records = ParquetSource().open(request.manifest, folder)
+        try:
+            usable = usable_cell(records.index, listed)
+        finally:
+            records.close()
+        return control.Described(records=usable.records, patients=usable.patients)
 
     def serve(self, split: control.Split) -> socket.socket:
         """Start a session over `split` in a thread, after ending the last one; returns the job's end.

@@ -77,7 +77,7 @@ def describe_scope(admitted: Admitted) -> dict[str, Any]:
         "purpose": job.purpose,
         "image": job.image,
         "entrypoint": list(job.entrypoint),
-        "cohort": job.dataset.cohort.dump(),
+        "cohort": job.dump()["dataset"]["cohort"],
         "max_records": job.dataset.max_records,
         "released_parameters": plan.parameters,
         "release_dtype": plan.weights.release_dtype if plan.weights else "none",

@@ -15,7 +15,7 @@ from rapha.node.gates.intake import Admitted
 from rapha.node.gates.train import Ended, Trained, check_outcome
 from rapha.node.gates.walls import limits_of, run, walls
 from rapha.node.node import Node
-from rapha.runtime.guard.process import run_in_process
+from rapha.runtime.guard.confined import run_in_process
 from rapha.runtime.guard.report import GuardReport
 from rapha.spec.refusals import Refused
 from rapha.spec.release_plan import METRICS_FILE as METRICS
@@ -67,7 +67,7 @@ def guard(node: Node, admitted: Admitted, consented: Consented, trained: Trained
     plan = admitted.job.outputs
     released = work / "released"
     released.mkdir(mode=0o700)
-    report = run_in_process(trained.outputs, plan, released)
+    report = run_in_process(trained.outputs, plan, released, sandbox=node.sandbox, scratch=work)
     shutil.rmtree(trained.outputs)
     if not report.ok:
         failed = next((c for c in report.checks if c.verdict == "fail"), None)

@@ -10,7 +10,7 @@ from rapha.node.gates.attest import Attested
 from rapha.node.gates.intake import Admitted
 from rapha.node.gates.scan import Scanned
 from rapha.node.node import Node
-from rapha.runtime.policy import evaluate
+from rapha.runtime.policy.evaluate import evaluate
 from rapha.spec.policy import (
     AdmissionInput,
     AgreementTerms,

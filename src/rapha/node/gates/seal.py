@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from rapha.node.gates.attest import Attested, check, collect
@@ -96,7 +96,7 @@ def _air_gap(node: Node, admitted: Admitted, work: Path) -> AirGap:
     )
 
 
-def _probe(node: Node, admitted: Admitted, work: Path) -> dict[str, str]:
+def _probe(node: Node, admitted: Admitted, work: Path) -> dict[str, Literal["unreachable"]]:
     url = urlsplit(node.config.coordinator.url)
     port = url.port or (443 if url.scheme == "https" else 80)
     hidden = [
@@ -122,4 +122,4 @@ def _probe(node: Node, admitted: Admitted, work: Path) -> dict[str, str]:
     reached = sorted(name for name, answer in answers.items() if answer != "unreachable")
     if reached or len(answers) != 4 + len(hidden):
         raise Refused("posture.seal_failed", f"reachable from inside the walls: {', '.join(reached)}")
-    return answers
+    return dict.fromkeys(answers, "unreachable")

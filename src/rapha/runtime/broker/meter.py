@@ -84,7 +84,7 @@ class Meter:
         self._live: Walk | None = None
         self._unique = self._batches = self._hand_overs = 0
         self._capped = False
-        self._synced_at = 0.0
+        self._synced_at = time.monotonic()
 
     @classmethod
     def create(

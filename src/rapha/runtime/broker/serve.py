@@ -18,8 +18,8 @@ from rapha.runtime.broker.store import Field, RecordStore
 from rapha.spec.refusals import Refused
 
 SLOTS: Final = 4
-SLOT_BYTES: Final = 1 << 20
-"""A slot aims at 1 MiB, which keeps the ring in the processor's cache."""
+SLOT_BYTES: Final = 1 << 22
+"""A slot aims at 4 MiB: the ring stays in the processor's cache, and a message is one of many batches."""
 MAX_SLOT_BYTES: Final = 1 << 26
 _WANTED_RECORDS: Final = 64
 """Large records get larger slots, up to `MAX_SLOT_BYTES`, so that a usual batch fits one."""

@@ -1,5 +1,7 @@
 """The guard as a process of its own: `{"directory", "plan", "out"}` on stdin, the report on stdout.
 
+`python -m rapha.runtime.guard REQUEST REPORT` takes files instead, for a sandbox that has no streams.
+
 Exits 0 for yes, 1 for no, 2 for a request or plan that is not valid, 3 where it could not find out.
 """
 
@@ -15,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from rapha.evidence import canonical
 from rapha.runtime.guard.inspection import inspect
+from rapha.runtime.guard.report import REPORT_LIMIT
 from rapha.spec.refusals import Refused
 from rapha.spec.release_plan import ReleasePlan
 
@@ -54,7 +57,7 @@ def _path(value: Any) -> str:
 
 
 def confine() -> None:
-    """Die with the parent, gain nothing, and leave no core file that holds outputs."""
+    """Die with the parent, gain nothing, and leave no core file that holds outputs; a sandbox does it all."""
     libc = ctypes.CDLL(None, use_errno=True)
     for option, value in (
         (_PR_SET_PDEATHSIG, signal.SIGKILL),
@@ -63,34 +66,43 @@ def confine() -> None:
     ):
         if libc.prctl(option, *(ctypes.c_ulong(v) for v in (value, 0, 0, 0))) != 0:
             raise OSError(ctypes.get_errno(), "prctl")
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    _lower(resource.RLIMIT_CORE, 0)
+    _lower(resource.RLIMIT_NOFILE, 64)
 
 
 def limit_to(plan: ReleasePlan) -> None:
     """Memory and file size by the plan: input, output and the canonical copy of small files."""
-    most = _INTERPRETER_BYTES + 2 * (plan.output_bytes + plan.released_bytes)
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (plan.released_bytes, plan.released_bytes))
+    _lower(resource.RLIMIT_AS, _INTERPRETER_BYTES + 2 * (plan.output_bytes + plan.released_bytes))
+    _lower(resource.RLIMIT_FSIZE, plan.released_bytes + REPORT_LIMIT)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write past the limit then fails as any other
 
 
-def main() -> int:
-    """Serve one request."""
-    confine()
+def _lower(kind: int, value: int) -> None:
+    """Set a limit for good, unless a lower one is in force already."""
+    _, hard = resource.getrlimit(kind)
+    most = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (most, most))
+
+
+def main(files: list[str]) -> int:
+    """Serve one request, from and to two files (in a sandbox) or the standard streams (without one)."""
+    if not files:
+        confine()
     try:
-        request = read_request(sys.stdin.buffer.read(canonical.MAX_BYTES + 1))
+        with open(files[0], "rb") if files else sys.stdin.buffer as stream:  # noqa: PTH123  not yet a path
+            request = read_request(stream.read(canonical.MAX_BYTES + 1))
     except Refused as refusal:
         sys.stderr.write(f"{refusal}\n")
         return 2
     limit_to(request.plan)
     os.umask(0o077)
     report = inspect(*request)
-    sys.stdout.buffer.write(canonical.dumps(report.dump()))
+    with open(files[1], "xb") if files else sys.stdout.buffer as stream:  # noqa: PTH123
+        stream.write(canonical.dumps(report.dump()))
     if not report.decided:
         return 3
     return 0 if report.ok else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -29,6 +29,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "guard.memory": (1, "the planned sizes don't fit in the memory that the guard has"),
     "guard.time": (1, "the guard's process was not done in time"),
     "guard.died": (1, "the guard's process ended without a report that can be believed"),
+    "guard.sandbox": (1, "the guard's sandbox can't be built"),
     "guard.extra_file": (1, "an entry is not in the plan"),
     "guard.missing_file": (1, "a planned file is missing"),
     "guard.not_regular": (1, "an entry is not a plain file"),
@@ -56,6 +57,10 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "guard.polyglot": (7, "a file also reads as another format"),
     "guard.entropy": (7, "a tensor's exponents look random"),
 }
+UNDECIDED: Final = frozenset(
+    {"guard.directory", "guard.memory", "guard.out", "guard.time", "guard.died", "guard.sandbox"}
+)
+"""The guard's surroundings failed, not the files: it could not find out, which is a no."""
 
 
 class Finding(Exception):  # noqa: N818  a verdict, not a defect

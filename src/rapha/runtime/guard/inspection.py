@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from rapha.evidence import canonical
 from rapha.runtime.guard import reading, reported, tensors
 from rapha.runtime.guard.codes import Finding
-from rapha.runtime.guard.report import GuardReport, Ledger, ReleasedFile, Transform
-from rapha.spec.release_plan import VERDICT_BITS, ReleasePlan, WeightsPlan
+from rapha.runtime.guard.report import GuardReport, Ledger, ReleasedFile, Transform, refusal
+from rapha.spec.release_plan import ReleasePlan, WeightsPlan
 from rapha.spec.reported import Reported
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-_UNDECIDED: Final = frozenset({"guard.directory", "guard.memory", "guard.out"})
-"""The guard's surroundings failed, not the files."""
 
 
 def inspect(directory: Path, plan: ReleasePlan, out: Path | None = None) -> GuardReport:
@@ -32,13 +28,11 @@ def inspect(directory: Path, plan: ReleasePlan, out: Path | None = None) -> Guar
     try:
         work.run(directory, ledger)
         if out is not None:
-            _write(out, work.files)
+            write_files(out, work.files)
     except Finding as finding:
-        ledger.failed(finding)
-        return _no(plan, ledger, finding.code)
+        return refusal(plan, finding, ledger)
     except MemoryError:
-        ledger.failed(Finding("guard.memory"))
-        return _no(plan, ledger, "guard.memory")
+        return refusal(plan, Finding("guard.memory"), ledger)
     return GuardReport(
         ok=True,
         plan_digest=canonical.digest(plan.dump()),
@@ -47,18 +41,6 @@ def inspect(directory: Path, plan: ReleasePlan, out: Path | None = None) -> Guar
         transforms=work.transforms,
         self_reported=work.reported,
         covert_bound_bits=plan.released_bits(),
-    )
-
-
-def _no(plan: ReleasePlan, ledger: Ledger, code: str) -> GuardReport:
-    """Nothing is released, so the verdict is all that a job can encode."""
-    return GuardReport(
-        ok=False,
-        decided=code not in _UNDECIDED,
-        code=code,
-        plan_digest=canonical.digest(plan.dump()),
-        checks=ledger.checks(),
-        covert_bound_bits=math.ceil(VERDICT_BITS),
     )
 
 
@@ -123,7 +105,7 @@ def _released(files: Mapping[str, bytearray]) -> tuple[ReleasedFile, ...]:
     )
 
 
-def _write(out: Path, files: Mapping[str, bytearray]) -> None:
+def write_files(out: Path, files: Mapping[str, bytearray]) -> None:
     """All files or none, in a folder that was empty or absent.
 
     Raises:

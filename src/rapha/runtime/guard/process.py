@@ -1,9 +1,8 @@
-"""Run the guard in a process of its own, which holds no secret and dies with its parent."""
+"""The guard in a plain child process, and what is asked of any process that says it is the guard."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import subprocess
 import sys
@@ -14,12 +13,10 @@ from typing import Final
 from rapha.evidence import canonical
 from rapha.runtime.guard.codes import Finding
 from rapha.runtime.guard.reading import folder_of, read_plain
-from rapha.runtime.guard.report import GuardReport, Ledger
+from rapha.runtime.guard.report import REPORT_LIMIT, GuardReport, refusal
 from rapha.spec.refusals import Refused
-from rapha.spec.release_plan import VERDICT_BITS, ReleasePlan
+from rapha.spec.release_plan import ReleasePlan
 
-REPORT_LIMIT: Final = 2**24
-"""Bytes of a report: 8192 tensors with long names fit."""
 ENVIRONMENT: Final = {
     "PYDANTIC_DISABLE_PLUGINS": "__all__",  # no code of other packages in this process
     **{"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0"},
@@ -28,44 +25,38 @@ ENVIRONMENT: Final = {
 }
 
 
-def run_in_process(
+def run_in_child(
     directory: Path, plan: ReleasePlan, out: Path | None = None, timeout_s: float = 60.0
 ) -> GuardReport:
-    """`inspect` in a child with a clean environment, resource limits and a deadline.
+    """`inspect` in a child with a clean environment, resource limits and a deadline, but no sandbox.
 
-    The child is not believed about what it wrote: the files in `out` are hashed again here. A child that
-    dies, is late or says nonsense gives a report with `decided` false, and `out` is left empty.
+    For folders of one's own; a node takes `run_in_process`. A child that dies, is late or says nonsense
+    gives a report with `decided` false, and `out` is left empty.
     """
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        return undecided(plan, "guard.out", "the folder for released files is not an empty folder")
-    request = {
-        "directory": str(directory.absolute()),
-        "plan": plan.dump(),
-        "out": None if out is None else str(out.absolute()),
-    }
+    if in_use(out):
+        return refusal(plan, Finding("guard.out", "the folder for released files is not an empty folder"))
+    request = encode_request(directory.absolute(), plan, out.absolute() if out is not None else None)
     try:
-        report = _report(_ask(canonical.dumps(request), timeout_s), plan)
+        report = believed(_ask(request, timeout_s), plan)
         if report.ok and out is not None:
-            _confirm(out, report, plan)
+            read_released(out, report, plan)
     except Finding as finding:
-        report = undecided(plan, finding.code, finding.reason)
+        report = refusal(plan, finding)
     if out is not None and not report.ok:
-        _empty(out, plan)
+        for name in plan.files:
+            (out / name).unlink(missing_ok=True)
     return report
 
 
-def undecided(plan: ReleasePlan, code: str, reason: str) -> GuardReport:
-    """A no because the guard could not find out."""
-    ledger = Ledger()
-    ledger.failed(Finding(code, reason))
-    return GuardReport(
-        ok=False,
-        decided=False,
-        code=code,
-        plan_digest=canonical.digest(plan.dump()),
-        checks=ledger.checks(),
-        covert_bound_bits=math.ceil(VERDICT_BITS),
-    )
+def in_use(out: Path | None) -> bool:
+    """Whether `out` is something else than absent or an empty folder."""
+    return out is not None and out.exists() and (not out.is_dir() or any(out.iterdir()))
+
+
+def encode_request(directory: Path, plan: ReleasePlan, out: Path | None) -> bytes:
+    """What `python -m rapha.runtime.guard` reads; paths are absolute."""
+    where = {"directory": str(directory), "out": None if out is None else str(out)}
+    return canonical.dumps({**where, "plan": plan.dump()})
 
 
 def _ask(request: bytes, timeout_s: float) -> bytes:
@@ -100,11 +91,16 @@ def _ask(request: bytes, timeout_s: float) -> bytes:
     return answer
 
 
-def _report(answer: bytes, plan: ReleasePlan) -> GuardReport:
+def believed(answer: bytes, plan: ReleasePlan) -> GuardReport:
+    """The report in `answer`, if it is one about `plan`.
+
+    Raises:
+        Finding: `guard.died`.
+    """
     try:
         report = GuardReport.parse(canonical.loads(answer, limit=REPORT_LIMIT))
-    except Refused as refusal:
-        raise Finding("guard.died", f"not a report: {refusal.detail}") from None
+    except Refused as refused:
+        raise Finding("guard.died", f"not a report: {refused.detail}") from None
     names = sorted(f.name for f in report.released)
     if report.plan_digest != canonical.digest(plan.dump()) or names != sorted(
         plan.files if report.ok else ()
@@ -113,19 +109,24 @@ def _report(answer: bytes, plan: ReleasePlan) -> GuardReport:
     return report
 
 
-def _confirm(out: Path, report: GuardReport, plan: ReleasePlan) -> None:
-    """The folder holds exactly the files that the report names, of the sizes that the plan allows."""
-    with folder_of(out) as folder:
-        with os.scandir(folder) as entries:
+def read_released(folder: Path, report: GuardReport, plan: ReleasePlan) -> dict[str, bytearray]:
+    """The files that `report` names, hashed again: the guard's process is not believed about them.
+
+    Raises:
+        Finding: `guard.died` for another file or other bytes.
+    """
+    files: dict[str, bytearray] = {}
+    with folder_of(folder) as handle:
+        with os.scandir(handle) as entries:
             names = sorted(entry.name for entry in entries)
         if names != sorted(f.name for f in report.released):
             raise Finding("guard.died", "the released files are not those of the report")
         for file in report.released:
-            data = read_plain(folder, file.name, 1, plan.released_bytes)
-            if (len(data), hashlib.sha256(data).hexdigest()) != (file.bytes, file.sha256):
+            try:
+                data = read_plain(handle, file.name, file.bytes, min(file.bytes, plan.released_bytes))
+            except Finding as finding:
+                raise Finding("guard.died", finding.reason) from None
+            if hashlib.sha256(data).hexdigest() != file.sha256:
                 raise Finding("guard.died", f"{file.name} is not what the report says")
-
-
-def _empty(out: Path, plan: ReleasePlan) -> None:
-    for name in plan.files:
-        (out / name).unlink(missing_ok=True)
+            files[file.name] = data
+    return files

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final, Literal
 
 from pydantic import Field
 
-from rapha.runtime.guard.codes import CHECKS, Finding
+from rapha.evidence import canonical
+from rapha.runtime.guard.codes import CHECKS, UNDECIDED, Finding
 from rapha.spec.base import Model, Sha256
+from rapha.spec.release_plan import VERDICT_BITS, ReleasePlan
 from rapha.spec.reported import Reported
 
+REPORT_LIMIT: Final = 2**24
+"""Bytes of a report: 8192 tensors with long names fit."""
 Verdict = Literal["pass", "fail", "not_run"]
 
 
@@ -85,6 +90,20 @@ class Ledger:
             for n, text in CHECKS.items()
             for verdict, reason in [self._said.get(n, UNREACHED)]
         )
+
+
+def refusal(plan: ReleasePlan, finding: Finding, ledger: Ledger | None = None) -> GuardReport:
+    """A no. Nothing is released, so the verdict is all that a job can encode."""
+    ledger = ledger or Ledger()
+    ledger.failed(finding)
+    return GuardReport(
+        ok=False,
+        decided=finding.code not in UNDECIDED,
+        code=finding.code,
+        plan_digest=canonical.digest(plan.dump()),
+        checks=ledger.checks(),
+        covert_bound_bits=math.ceil(VERDICT_BITS),
+    )
 
 
 UNREACHED: Final[tuple[Verdict, str]] = ("not_run", "an earlier check failed")

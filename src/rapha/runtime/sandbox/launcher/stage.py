@@ -20,6 +20,7 @@ _INODE_BYTES: Final = 4096
 _SPARE_UIDS: Final = 1_879_048_192
 """No distribution and no manager of containers hands out uids from here on (systemd's table of UIDs)."""
 _NOBODY: Final = 65534
+_UID_MAP: Final = "/proc/self/uid_map"
 
 
 class StageError(Exception):
@@ -79,7 +80,7 @@ def _enter_namespace() -> tuple[int | None, dict[str, str]]:
         uid, gid = os.geteuid(), os.getegid()
         system.unshare(system.CLONE_NEWUSER | system.CLONE_NEWNS)
         _write("/proc/self/setgroups", "deny")
-        _write("/proc/self/uid_map", f"{uid} {uid} 1")
+        _write(_UID_MAP, f"{uid} {uid} 1")
         _write("/proc/self/gid_map", f"{gid} {gid} 1")
     except OSError as error:
         raise StageError(f"namespaces: {error.strerror}") from None
@@ -93,9 +94,8 @@ def _spare_uid() -> int:
     RLIMIT_NPROC count this one alone.
     """
     wanted = _SPARE_UIDS + os.getpid()
-    ranges = []
-    with open("/proc/self/uid_map", encoding="ascii") as table:  # noqa: PTH123  pathlib takes 10 ms to import
-        ranges += [tuple(map(int, line.split())) for line in table]
+    with open(_UID_MAP, encoding="ascii") as table:  # noqa: PTH123  pathlib takes 10 ms to import
+        ranges = [tuple(map(int, line.split())) for line in table]
     for uid in (wanted, _NOBODY):
         if any(first <= uid < first + count for first, _, count in ranges):
             return uid

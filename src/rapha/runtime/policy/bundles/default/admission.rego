@@ -17,6 +17,7 @@ allow if {
 	compute_within
 	consent_recorded
 	dataset_offered
+	document_complete
 	network_absent
 	outputs_within
 	purpose_agreed
