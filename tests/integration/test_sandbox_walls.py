@@ -1,4 +1,4 @@
-"""Attempts from inside, each shown to succeed outside: a refusal is worth something only if the attempt works."""
+"""Attempts from inside, each shown to succeed outside: without that, a failure inside shows nothing."""
 
 import contextlib
 import mmap
@@ -99,20 +99,16 @@ finally:
     "host processes": "[p for p in os.listdir('/proc') if p.isdigit() and int(p) == {pid}][0]",
     "signal to the host": "os.kill({pid}, 0)",
     "environment": "os.environ['RAPHA_TEST_SECRET']",
-    "environment of another": "[1 for p in os.listdir('/proc') if p.isdigit() and os.access(f'/proc/{{p}}/environ', 4)"
-    " and b'RAPHA_TEST_SECRET' in open(f'/proc/{{p}}/environ', 'rb').read()][0]",
+    "environment of another": "open('/proc/{pid}/environ', 'rb').read().index(b'PATH=')",
     "inherited descriptor": "os.fstat({fd})",
-    "write to the root": "os.rmdir(os.mkdir(f'{{({folder!r} if os.path.isdir({folder!r}) else str())}}/new')"
-    " or f'{{({folder!r} if os.path.isdir({folder!r}) else str())}}/new')",
-    "executable the size of the world": "os.stat('/usr/bin/env')",
+    "programs of the host": "os.stat('/usr/bin/env')",
     "terminal": "os.openpty()",
-    "a new pipe of a page of ours": "call(278, os.pipe()[1], ctypes.c_long(0), 0, 0)"
-    if X86
-    else "os.openpty()",
+    "pages held by a pipe": "call(278, os.pipe()[1], ctypes.c_long(0), 0, 0)" if X86 else "os.openpty()",
 }
 AS_ROOT = {
     "AF_PACKET": "socket.socket(socket.AF_PACKET, socket.SOCK_RAW)",
-    "mount": "libc.mount(b'x', {folder!r}.encode(), b'tmpfs', 0, None) and 1 / 0 or libc.umount({folder!r}.encode())",
+    "mount": "libc.mount(b'x', {folder!r}.encode(), b'tmpfs', 0, None) and 1 / 0\n"
+    "libc.umount({folder!r}.encode())",
     "device node": "os.mknod({folder!r} + '/null', 0o20666, os.makedev(1, 3)) or os.unlink({folder!r} + '/null')",
     "chroot": "os.chroot('/')",
     "change of uid": "os.setuid(12345)",
@@ -121,6 +117,10 @@ AS_ROOT = {
     if Path("/proc/kcore").exists()
     else "os.chroot('/')",
 }
+
+
+MAY_BE_ABSENT = {"AF_INET6", "AF_VSOCK", "io_uring", "raw memory", "kernel symbols"}
+"""What some kernels are built or set not to have."""
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,10 @@ def test_what_works_outside_fails_inside(
     name: str, world: dict[str, object], runtime: PythonRuntime, tmp_path: Path
 ) -> None:
     code = attempt((ATTEMPTS | AS_ROOT)[name], world)
-    assert REACHED in outside(code), "the attempt itself must work, or its failure shows nothing"
+    control = outside(code)
+    if REACHED not in control and name in MAY_BE_ABSENT:
+        pytest.skip(f"not on this host: {control.splitlines()[-1]}")
+    assert REACHED in control
     outcome, said = inside(runtime, code, tmp_path / "log")
     assert outcome.ending is Ending.exited, outcome
     assert REACHED not in said
@@ -201,7 +204,8 @@ def test_nothing_but_what_was_mounted_is_there(runtime: PythonRuntime, tmp_path:
     (given / "file").write_text("read me")
     (given / "file").chmod(0o600)
     code = """
-print(sorted(os.listdir('/')), open('/app/file').read(), os.getuid(), os.getgid(), os.getgroups(), socket.gethostname())
+print(sorted(os.listdir('/')), open('/app/file').read())
+print(os.getuid(), os.getgid(), os.getgroups(), socket.gethostname())
 print(sorted(os.listdir('/rapha')), sorted(os.listdir('/dev')), os.getcwd(), os.environ['HOME'])
 print([int(p) for p in os.listdir('/proc') if p.isdigit()] == [1, os.getpid()], os.getsid(0) != 0)
 for path in ('/', '/app', '/app/file', '/dev', '/rapha', '/rapha/python', '/usr', '/proc/sys/kernel'):
@@ -211,7 +215,7 @@ for path in ('/tmp', '/dev/shm', '/rapha/out'):
 """
     outcome, said = inside(runtime, code, tmp_path / "log", (Mount(given, "/app"),))
     assert outcome.exit_code == 0, said
-    first, second, third = said.splitlines()
+    first, who, second, third = said.splitlines()
     top = {part for m in runtime.mounts for part in [m.dest.split("/")[1]]} | {
         "app",
         "dev",
@@ -219,7 +223,8 @@ for path in ('/tmp', '/dev/shm', '/rapha/out'):
         "rapha",
         "tmp",
     }
-    assert first == f"{sorted(top)} read me 65534 65534 [] rapha"
+    assert first == f"{sorted(top)} read me"
+    assert who == "65534 65534 [] rapha"
     assert second == (
         "['lib', 'out', 'python'] ['fd', 'full', 'null', 'random', 'shm', 'stderr', 'stdin', 'stdout', 'urandom']"
         " /tmp /tmp"
@@ -227,19 +232,17 @@ for path in ('/tmp', '/dev/shm', '/rapha/out'):
     assert third == "True True"
 
 
+@pytest.mark.skipif(not ROOT or not os.path.ismount("/dev/shm"), reason="needs a mount below a folder")
 def test_a_mount_below_a_source_does_not_come_along(runtime: PythonRuntime, tmp_path: Path) -> None:
-    _, said = inside(
-        runtime, "print(os.listdir('/host/shm'))", tmp_path / "log", (Mount(Path("/dev"), "/host"),)
-    )
-    with tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="rapha-visible-"):
-        assert said in {"[]\n"} or "Error" in said
+    code = "print('null' in os.listdir('/host'), os.listdir('/host/shm'))"
+    with tempfile.NamedTemporaryFile(dir="/dev/shm"):
+        _, said = inside(runtime, code, tmp_path / "log", (Mount(Path("/dev"), "/host"),))
+    assert said == "True []\n"
 
 
 def test_the_environment_is_what_was_given_and_no_more(runtime: PythonRuntime, tmp_path: Path) -> None:
-    _, said = inside(
-        runtime, "print(sorted(k for k in os.environ if k not in ('LC_CTYPE', 'PWD')))", tmp_path / "log"
-    )
-    assert said == f"{sorted(runtime.env)}\n"
+    _, said = inside(runtime, "print(*sorted(os.environ))", tmp_path / "log")
+    assert set(said.split()) - {"LC_CTYPE", "PWD"} == set(runtime.env)
 
 
 def test_the_first_process_gives_nothing_away(runtime: PythonRuntime, tmp_path: Path) -> None:
@@ -286,6 +289,7 @@ print(ring[:5].decode())
 """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     memory = os.memfd_create("ring")
+    os.truncate(memory, 4096)
     with ours, theirs, mmap.mmap(memory, 4096) as ring:
         ring[:5] = b"batch"
         socket.send_fds(ours, [b"x"], [memory])
@@ -333,8 +337,8 @@ def test_a_package_that_was_not_named_is_not_there(tmp_path: Path) -> None:
 
 
 STANDARD = """
-import asyncio, bz2, concurrent.futures, ctypes, decimal, hashlib, lzma, multiprocessing, sqlite3, subprocess, tempfile
-import threading, uuid, zlib
+import asyncio, bz2, concurrent.futures, ctypes, decimal, hashlib, lzma, multiprocessing, sqlite3
+import subprocess, tempfile, threading, uuid, zlib
 assert subprocess.run([sys.executable, '-c', 'print(5)'], capture_output=True).stdout == b'5\\n'
 assert subprocess.run(['python3', '-c', 'print(6)'], capture_output=True).stdout == b'6\\n'
 with concurrent.futures.ProcessPoolExecutor(2) as pool:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from rapha.cli.exits import NO, OK, UNKNOWN, WRONG_CALL, emit, leave, say
 from rapha.spec.refusals import Refused
 
+app = typer.Typer(add_completion=False, help=__doc__)
 
+
+@app.command()
 def scan(
     image: Annotated[Path, typer.Argument(help="OCI layout: a folder or a tar of one.", exists=True)],
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
@@ -25,8 +28,7 @@ def scan(
         report = scanner.run_in_process(image)
     except Refused as refusal:
         if not refusal.code.startswith("image."):
-            typer.echo(f"could not find out: {refusal}", err=True)
-            raise typer.Exit(3) from None
+            leave(UNKNOWN, f"could not find out: {refusal}")
         report = _unreadable(refusal)
     if sarif is not None:
         _write(sarif, scanner.sarif(report))
@@ -35,9 +37,9 @@ def scan(
 
         _write(sbom, scanner.sbom(read(image)))
     if as_json:
-        sys.stdout.write(json.dumps(report.dump(), ensure_ascii=False) + "\n")
+        emit(json.dumps(report.dump()))
     _summarise(report)
-    raise typer.Exit(0 if report.ok else 1)
+    leave(OK if report.ok else NO)
 
 
 def _unreadable(refusal: Refused) -> Any:
@@ -56,14 +58,13 @@ def _summarise(report: Any) -> None:
         where = finding.path + (f":{finding.line}" if finding.line else "")
         line = f"{finding.severity:6} {finding.rule:22} {where or 'image'}: {finding.reason} {finding.fix}"
         # Paths and reasons quote the image: nothing in them may steer the terminal.
-        typer.echo("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line), err=True)
+        say("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line))
     refusing = sum(finding.severity == "refuse" for finding in report.findings)
-    typer.echo(f"{report.files} files, {len(report.findings)} findings, {refusing} refuse", err=True)
+    say(f"{report.files} files, {len(report.findings)} findings, {refusing} refuse")
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:
     try:
         path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
-        typer.echo(f"{path}: {error.strerror}", err=True)
-        raise typer.Exit(2) from None
+        leave(WRONG_CALL, f"{path}: {error.strerror}")

@@ -182,7 +182,7 @@ def _parse(envelope: object) -> Envelope:
         or set(envelope) != {"payload", "payloadType", "signatures"}
         or envelope["payloadType"] != PAYLOAD_TYPE
         or not isinstance(envelope["payload"], str)
-        or not isinstance(envelope["signatures"], list)
+        or not isinstance(envelope["signatures"], list | tuple)
         or len(envelope["signatures"]) > MAX_SIGNATURES
     ):
         raise Refused("schema.envelope", "not a DSSE envelope of an in-toto statement")

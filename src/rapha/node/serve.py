@@ -83,8 +83,7 @@ def serve(node: Node, ready: Path | None = None) -> None:
     Args:
         ready: written once the node is published and waits for work.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: node.stop.set())
+    waiting = _Waiting(node)
     node.journal.append("started", time=format_time(datetime.now(UTC)))
     recover(node)
     while not node.stop.is_set():
@@ -98,9 +97,12 @@ def serve(node: Node, ready: Path | None = None) -> None:
     while not node.stop.is_set():
         try:
             settle_all(node)
-            lease = node.exit.lease(LEASE_WAIT_S)
+            with waiting:
+                lease = node.exit.lease(LEASE_WAIT_S)
             if lease is not None:
                 pipeline.run(node, lease)
+        except _Stopped:
+            break
         except Refused as refused:
             _hold(node, refused)
     node.journal.append("stopped")
@@ -148,6 +150,33 @@ def catalogue(node: Node) -> list[CatalogueEntry]:
             )
         )
     return entries
+
+
+class _Stopped(Exception):  # noqa: N818  a signal, not a defect
+    """Told to stop while waiting for work."""
+
+
+class _Waiting:
+    """SIGTERM and SIGINT set `node.stop`; while waiting for work they also end the wait at once."""
+
+    def __init__(self, node: Node) -> None:
+        self._node, self._idle = node, False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._told)
+
+    def __enter__(self) -> None:
+        self._idle = True
+        if self._node.stop.is_set():
+            raise _Stopped
+
+    def __exit__(self, *_: object) -> None:
+        self._idle = False
+
+    def _told(self, *_: object) -> None:
+        self._node.stop.set()
+        if self._idle:
+            self._idle = False
+            raise _Stopped
 
 
 def _hold(node: Node, refused: Refused) -> None:

@@ -91,6 +91,7 @@ class Uplink:
     def close(self) -> None:
         """End the agent."""
         self._sock.close()
+        self._process.terminate()  # it keeps nothing that isn't kept elsewhere
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:

@@ -37,7 +37,8 @@ FLOATS: Final = frozenset({"F64", "F32", "F16", "BF16"})
 RELEASED_AS: Final[dict[str, Dtype]] = {"f32": "F32", "bf16": "BF16", "f16": "F16", "int8": "I8"}
 """What a floating tensor becomes; integers and booleans keep their dtype."""
 LARGEST: Final = {"f32": 3.4028234663852886e38, "bf16": 3.3895313892515355e38, "f16": 65504.0}
-LARGEST_INT8: Final = LARGEST["f32"]
+LARGEST_INT8: Final = LARGEST["f32"] / 2
+"""Half, since 127 × the rounded scale may lie above the largest value."""
 INTEGER_RANGE: Final[dict[str, tuple[int, int]]] = {
     # JSON numbers are exact up to 2^53 (RFC 8785), so a bound on I64 can't be written beyond it.
     "I64": (-(2**53), 2**53),

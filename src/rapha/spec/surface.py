@@ -92,7 +92,7 @@ def steps(value: float, quantum: int) -> int:
     """
     if quantum < 1 or not 0 <= value < math.inf:
         raise Refused("node.internal", f"{value} can't be counted in steps of {quantum}")
-    return math.ceil(value / quantum) if isinstance(value, float) else -(-value // quantum)
+    return -int(-value // quantum)
 
 
 def bucketed(count: int, bucket: int) -> int:
@@ -225,7 +225,10 @@ def _check_planned(
     self_reported: Mapping[str, Reported],
 ) -> None:
     fields = {f.name: f for f in plan.self_reported.fields} if plan.self_reported else {}
-    if sorted(a.name for a in artifacts) != sorted(plan.released_files) or self_reported.keys() != fields.keys():
+    if (
+        sorted(a.name for a in artifacts) != sorted(plan.released_files)
+        or self_reported.keys() != fields.keys()
+    ):
         raise Refused("node.internal", "the surface does not carry exactly the planned artifacts and fields")
     if not metrics.keys() <= {key for name in plan.trusted_metrics for key in metric_keys(name)}:
         raise Refused("node.internal", "the surface carries a metric that is not planned")

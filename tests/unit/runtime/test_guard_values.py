@@ -22,7 +22,7 @@ from rapha.runtime.guard.codes import Finding
 from rapha.runtime.guard.inspection import inspect
 from rapha.runtime.guard.tensors import read
 from rapha.runtime.guard.values import DTYPES, check, rebuild
-from rapha.spec.release_plan import ORDER, ReleasePlan, WeightsPlan
+from rapha.spec.release_plan import LARGEST_INT8, ORDER, ReleasePlan, WeightsPlan
 
 Array = npt.NDArray[Any]
 LIBRARY_DTYPES = DTYPES | {"BOOL": np.dtype(np.bool_)}
@@ -111,6 +111,12 @@ def test_int8_is_symmetric_and_close(values: list[float]) -> None:
     assert np.abs(whole).max() <= 127
     assert scale > 0
     assert np.abs(whole * scale - array.astype(float)).max() <= max(scale, 1.2e-36) * 0.5001
+
+
+def test_int8_at_the_largest_bound_stays_finite() -> None:
+    largest = LARGEST_INT8
+    result = released(np.array([largest, -largest, 1.0]), plan_of("F64", 3, -largest, largest, "int8"))
+    assert np.isfinite(result["w"].astype("<f4") * result["w.scale"]).all()
 
 
 def test_int8_of_zeros_has_scale_one() -> None:

@@ -152,6 +152,11 @@ def test_a_bin_with_few_patients_is_left_out() -> None:
     assert set(evaluate(["calibration"], Labels(target), score, seed=1)) == {"calibration.6"}
 
 
+def test_a_class_that_the_split_lacks_leaves_no_average() -> None:
+    target = np.tile([0, 1], 50)
+    assert evaluate(["auroc"], Labels(target), np.full((100, 3), 0.1, "<f4"), seed=1) == {}
+
+
 def test_published_values_have_no_negative_zero() -> None:
     assert str(published("auroc", -0.0)) == "0.0"
 

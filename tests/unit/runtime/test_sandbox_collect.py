@@ -117,10 +117,10 @@ def test_anything_else_is_named_and_not_copied(
     assert [name for name, _, _ in outputs] == ["good"]
     assert [line.partition(": ")[0] for line in anomalies] == ["bad"]
     assert said in anomalies[0]
-    assert os.listdir(dest[0]) == ["good"]
+    assert [file.name for file in dest[0].iterdir()] == ["good"]
 
 
-BAD_NAMES = [".hidden", "a b", "a\nb", "\x1b[31m", "-rf", "naïve", "a" * 129, "a;b", "‮", "CON:"]
+BAD_NAMES = [".hidden", "a b", "a\nb", "\x1b[31m", "-rf", "naïve", "a" * 129, "a;b", "\u202e", "CON:"]
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
@@ -145,7 +145,7 @@ def test_more_files_than_allowed_and_none_is_copied(left: Path, dest: tuple[Path
     for n in range(65):
         (left / f"f{n}").touch()
     assert collect(str(left), dest[1], 64, LIMIT) == ([], ["65 entries, at most 64 are read"])
-    assert os.listdir(dest[0]) == []
+    assert list(dest[0].iterdir()) == []
 
 
 def test_the_cap_is_on_the_sum(left: Path, dest: tuple[Path, int]) -> None:

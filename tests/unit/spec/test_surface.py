@@ -224,9 +224,9 @@ def test_buckets_round_up_and_keep_only_zero(count: int, bucket: int) -> None:
 
 @given(st.floats(0, 1e6), st.integers(1, 1000))
 def test_steps_cover_the_value(value: float, quantum: int) -> None:
-    assert (steps(value, quantum) - 1) * quantum < max(value, 1e-300) <= steps(
-        value, quantum
-    ) * quantum or value == 0
+    count = steps(value, quantum)
+    assert (count == 0) == (value == 0)
+    assert (count - 1) * quantum <= value <= count * quantum
 
 
 @pytest.mark.parametrize(("value", "quantum"), [(-1, 1), (math.nan, 1), (math.inf, 1), (1, 0)])

@@ -19,7 +19,8 @@ from typing import Any, Final
 
 from rapha.evidence import canonical, dsse
 from rapha.evidence.keys import SigningKey
-from rapha.node.agent.client import MAX_WAIT_S, AgentClient, Step, sign_entry
+from rapha.node.agent.client import AgentClient, Step, sign_entry
+from rapha.node.agent.transport import MAX_WAIT_S
 from rapha.node.config import NodeConfig
 from rapha.node.config import load as load_config
 from rapha.node.uplink import receive, send

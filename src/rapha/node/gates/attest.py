@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import dataclass
+from typing import Any, Final
 
 from rapha.evidence import canonical, dsse, hpke
 from rapha.evidence.attestation.appraise import Expected, appraise
@@ -15,6 +16,9 @@ from rapha.node.node import Node
 from rapha.spec.attestation import Appraisal, Posture, Ticket
 from rapha.spec.job import RANK
 from rapha.spec.refusals import Refused
+
+
+SLICE_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +36,30 @@ def attest(node: Node, admitted: Admitted) -> Attested:
     Raises:
         Refused: `posture.*`.
     """
-    challenge = node.exit.read_slot(admitted.id, "challenge", node.config.waits.challenge_s)
+    challenge = _await(node, admitted.id, "challenge", node.config.waits.challenge_s)
     nonce = challenge.get("nonce") if challenge else None
     if challenge is None or set(challenge) != {"nonce"} or not isinstance(nonce, str) or len(nonce) != 64:
         raise Refused("posture.ticket_missing", "no challenge came from the researcher's client")
     posture = collect(node, admitted.id, nonce)
     appraisal = check(node, admitted, posture, admitted.id, nonce)
     node.exit.evidence(admitted.id, posture)
-    envelope = node.exit.read_slot(admitted.id, "ticket", node.config.waits.ticket_s)
+    envelope = _await(node, admitted.id, "ticket", node.config.waits.ticket_s)
     if envelope is None:
         raise Refused("posture.ticket_missing")
     _check_ticket(node, admitted, posture, envelope)
     return Attested(posture, appraisal, envelope)
+
+
+def _await(node: Node, job: str, slot: str, timeout_s: float) -> dict[str, Any] | None:
+    # In slices, so that a stop is heard.
+    deadline = time.monotonic() + timeout_s
+    while (left := deadline - time.monotonic()) > 0:
+        value = node.exit.read_slot(job, slot, min(left, SLICE_S))
+        if value is not None:
+            return value
+        if node.stop.is_set():
+            raise Refused("node.stopped")
+    return None
 
 
 def collect(node: Node, subject: str, nonce: str | None = None) -> Posture:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -14,6 +13,9 @@ GATES: Final = (
     *("seal", "train", "guard", "release", "receipt"),
 )
 """The order in which a node runs them; a test holds it to the node's own."""
+
+_LONGEST: Final = 1e9
+"""Seconds, some 30 years: no gate takes longer, and sums of it stay finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class GateLine:
     def __post_init__(self) -> None:
         if self.verdict not in ("passed", "refused"):
             raise Refused("schema.field_invalid", f"gate {self.gate}: verdict is passed or refused")
-        if not 0 <= self.seconds < math.inf:
+        if not 0 <= self.seconds <= _LONGEST:
             raise Refused("schema.field_invalid", f"gate {self.gate}: {self.seconds} is not a duration")
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from rapha.researcher.report import svg
 from rapha.researcher.report.lines import GateLine, duration
-from rapha.researcher.report.svg import Element, Frame, Point, Scale, Svg
+from rapha.researcher.report.svg import Element, Frame, Markup, Point, Scale
 from rapha.spec.release_plan import CURVE_POINTS
 
 _ROW: Final = 36.0
@@ -22,7 +22,7 @@ Count = int | str
 """Records, or text such as `<10` for a suppressed small cell."""
 
 
-def timeline(lines: Sequence[GateLine]) -> Svg:
+def timeline(lines: Sequence[GateLine]) -> Markup:
     """Each gate's time, one after the other, on one shared scale of seconds."""
     total = sum(line.seconds for line in lines)
     parts: list[Element] = []
@@ -38,7 +38,7 @@ def timeline(lines: Sequence[GateLine]) -> Svg:
     return svg.fluid("timeline", title, said, _ROW * len(lines), parts)
 
 
-def funnel(stages: Mapping[str, Count]) -> Svg:
+def funnel(stages: Mapping[str, Count]) -> Markup:
     """Records that remain after each stage; a suppressed count is drawn hollow, at its upper limit."""
     most = max(map(upper, stages.values()), default=0)
     parts: list[Element] = []
@@ -91,7 +91,7 @@ def _points(trusted: Mapping[str, float], name: str, offset: float, step: float)
     return [(round(offset + k * step, 6), value) for k, value in values if value is not None]
 
 
-def roc(points: Sequence[Point], area: str) -> Svg:
+def roc(points: Sequence[Point], area: str) -> Markup:
     """Sensitivity over false positive rate, with the diagonal of a coin; `area` is the legend."""
     said = "; ".join(f"at {x:.1f}: {y:.3f}" for x, y in points)
     return _curve(
@@ -103,7 +103,7 @@ def roc(points: Sequence[Point], area: str) -> Svg:
     )
 
 
-def calibration(points: Sequence[Point]) -> Svg:
+def calibration(points: Sequence[Point]) -> Markup:
     """Share of positives over predicted probability, with the diagonal of a calibrated model."""
     said = "; ".join(f"predicted {x:.2f}: {y:.3f}" for x, y in points)
     return _curve(
@@ -115,9 +115,7 @@ def calibration(points: Sequence[Point]) -> Svg:
     )
 
 
-def _curve(
-    name: str, words: Pair, points: Sequence[Point], names: Pair, legend: Pair
-) -> Svg:
+def _curve(name: str, words: Pair, points: Sequence[Point], names: Pair, legend: Pair) -> Markup:
     parts = svg.axes(_FRAME, *names)
     parts.append(svg.polyline(_FRAME, ((0, 0), (1, 1)), "diagonal"))
     parts += [svg.polyline(_FRAME, run, "line") for run in _runs(points) if len(run) > 1]
@@ -140,7 +138,7 @@ def _runs(points: Sequence[Point]) -> list[list[Point]]:
     return runs
 
 
-def interval(value: float, low: float, high: float) -> Svg:
+def interval(value: float, low: float, high: float) -> Markup:
     """A value in [0, 1] and its interval, as a dot on a bar."""
     at, begin, end = (f"{2 + 96 * v:.2f}%" for v in (value, low, high))
     return svg.ornament(

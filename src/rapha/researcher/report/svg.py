@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
-from xml.etree import ElementTree as Tree  # noqa: S405  (writes only, parses nothing)
+from xml.etree import ElementTree as Tree
 
 from rapha.spec.surface import printable
 
@@ -18,7 +18,7 @@ Point = tuple[float, float]
 UNIT_TICKS: Final = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
-class Svg(str):
+class Markup(str):
     """Serialised markup, which a template includes as it is."""
 
     __slots__ = ()
@@ -98,28 +98,28 @@ def axes(frame: Frame, x_name: str, y_name: str) -> list[Element]:
     ]
 
 
-def fixed(name: str, title: str, description: str, size: Point, parts: Sequence[Element]) -> Svg:
+def fixed(name: str, title: str, description: str, size: Point, parts: Sequence[Element]) -> Markup:
     """A chart that is drawn in a box of `size` pixels and scales as a whole."""
     box = f"0 0 {_pixels(size[0])} {_pixels(size[1])}"
     return _chart(name, title, description, parts, {"viewBox": box, "class": "plot"})
 
 
-def fluid(name: str, title: str, description: str, height: float, parts: Sequence[Element]) -> Svg:
+def fluid(name: str, title: str, description: str, height: float, parts: Sequence[Element]) -> Markup:
     """A chart as wide as its place, whose parts use percentages across: its text keeps its size."""
     size = {"width": "100%", "height": _pixels(height), "class": "bars"}
     return _chart(name, title, description, parts, size)
 
 
-def ornament(height: float, parts: Sequence[Element]) -> Svg:
+def ornament(height: float, parts: Sequence[Element]) -> Markup:
     """A drawing that only repeats the text beside it, hidden from assistive technology."""
     root = Tree.Element("svg", {"width": "100%", "height": _pixels(height), "aria-hidden": "true"})
     root.extend(parts)
-    return Svg(Tree.tostring(root, encoding="unicode"))
+    return Markup(Tree.tostring(root, encoding="unicode"))
 
 
 def _chart(
     name: str, title: str, description: str, parts: Sequence[Element], attributes: dict[str, str]
-) -> Svg:
+) -> Markup:
     root = Tree.Element(
         "svg", {**attributes, "role": "img", "aria-labelledby": f"{name}-title {name}-description"}
     )
@@ -127,7 +127,7 @@ def _chart(
         element = Tree.SubElement(root, tag, {"id": f"{name}-{'title' if tag == 'title' else 'description'}"})
         element.text = printable(text)
     root.extend(parts)
-    return Svg(Tree.tostring(root, encoding="unicode"))
+    return Markup(Tree.tostring(root, encoding="unicode"))
 
 
 def _pixels(value: float) -> str:

@@ -26,6 +26,7 @@ MARKS: Final[tuple[tuple[str, bytes, int, int], ...]] = (
 )
 _ZIP_END: Final = struct.Struct("<4s4H2LH")
 _ENTROPY_FROM: Final = 4096
+_ENTROPY_SAMPLE: Final = 2**20
 _ENTROPY_LIMIT: Final = 7.5
 """Bits in the byte that holds the sign and the high exponent bits. Trained weights stay below 6."""
 
@@ -56,7 +57,8 @@ def check_entropy(tensors: Mapping[str, memoryview], plan: WeightsPlan) -> None:
     for tensor in plan.tensors:
         if tensor.floating and tensor.elements >= _ENTROPY_FROM:
             width = WIDTH[tensor.dtype]
-            high = np.frombuffer(tensors[tensor.name], np.uint8)[width - 1 :: width]
+            step = 1 + tensor.elements // _ENTROPY_SAMPLE
+            high = np.frombuffer(tensors[tensor.name], np.uint8)[width - 1 :: width * step]
             share = np.bincount(high, minlength=256) / len(high)
             entropy = float(-(share[share > 0] * np.log2(share[share > 0])).sum())
             if entropy > _ENTROPY_LIMIT:

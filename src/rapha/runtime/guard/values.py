@@ -141,8 +141,10 @@ def _error(work: Array, piece: Array, scale: float | None) -> float:
     if work.dtype.kind not in "f" or piece.dtype == work.dtype:
         return 0.0
     back = piece.astype(work.dtype)
-    back = back * work.dtype.type(scale) if scale is not None else back
-    return float(np.abs(back - work).max())
+    if scale is not None:
+        back *= work.dtype.type(scale)
+    back -= work
+    return float(np.abs(back, out=back).max())
 
 
 def _confirm(out: bytearray, plan: WeightsPlan) -> None:
@@ -166,7 +168,7 @@ def _in_range(chunk: Array, dtype: str, tensor: TensorPlan) -> bool:
         low, high = (-127, 127) if symmetric else (int(tensor.min), int(tensor.max))
         return bool(chunk.min() >= low and chunk.max() <= high)
     # The bounds round as the values do, so half a step beyond the written bound is in range.
-    low, high = np.array([tensor.min, tensor.max], np.float64).astype(chunk.dtype)
-    zero = 1 << (8 * WIDTH[dtype] - 1)
-    negative_zero = (chunk.view(f"<u{WIDTH[dtype]}") == zero).any()
-    return bool(chunk.min() >= low and chunk.max() <= high and not negative_zero)
+    low, high = np.array([tensor.min, tensor.max], np.float64).astype(chunk.dtype).astype(np.float32)
+    wide = chunk.astype(np.float32)  # exact, and the processor compares it
+    negative_zero = (chunk.view(f"<u{WIDTH[dtype]}") == 1 << (8 * WIDTH[dtype] - 1)).any()
+    return bool(wide.min() >= low and wide.max() <= high and not negative_zero)

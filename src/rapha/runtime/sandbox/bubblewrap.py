@@ -27,6 +27,8 @@ from rapha.spec.refusals import Refused
 
 _SOURCES: Final = Path(__file__).parents[3]
 """The directory that holds the `rapha` package, all that the launcher may import beside the library."""
+_LAUNCHER: Final = ("-m", "rapha.runtime.sandbox.launcher")
+"""Without a site directory or the node's environment: our sources and the standard library alone."""
 _REPORT_LIMIT: Final = 1 << 20
 _SYSCTLS: Final = (
     ("kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone=1"),
@@ -177,8 +179,7 @@ class _Run:
 
 def _spawn(order: Order) -> subprocess.Popen[bytes]:
     """Start the launcher and give it its order."""
-    # No site directory, no environment of the node's: it imports our sources and the standard library alone.
-    command = [sys.executable, "-S", "-s", "-P", "-m", "rapha.runtime.sandbox.launcher"]
+    command = [sys.executable, "-S", "-s", "-P", *_LAUNCHER]
     inherited = [fd for fd in (order.control, order.out, order.log, order.broker) if fd >= 0]
     launcher = subprocess.Popen(
         command,

@@ -6,11 +6,12 @@ import posixpath
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from rapha.runtime.image.paths import parents
 from rapha.runtime.scan.facts import Facts
 
-_WIDENING = ("sys.path", "site.addsitedir", "pkgutil.extend_path")
+_WIDENING: Final = (".sys.path.", ".site.addsitedir.", ".pkgutil.extend_path.", ".__path__.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Graph:
 
         Code that changes `sys.path` makes every folder of the image a place to import from.
         """
+        starts = tuple(starts)
         reached = self._closure(starts)
         if not self._wide and any(self._widens(self._facts[path]) for path in reached):
             self._wide = True
@@ -104,4 +106,4 @@ class Graph:
 
     @staticmethod
     def _widens(facts: Facts) -> bool:
-        return any(use.name.endswith((*_WIDENING, "__path__")) for use in facts.uses)
+        return any(part in f".{use.name}." for use in facts.uses for part in _WIDENING)

@@ -13,6 +13,9 @@ from rapha.runtime.scan.rules import RuleSet
 
 _MAX_HOPS: Final = 8
 _OWN: Final = ("rapha_trainer", "rapha")
+_PLAIN_SPECIALS: Final = frozenset(
+    {"__name__", "__file__", "__doc__", "__version__", "__all__", "__package__"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +66,17 @@ class Judge:
         return found
 
     def _use(self, use: Use, name: str) -> Iterator[Judged]:
+        inner = _inner(name)
         if use.how == "write":
             yield from self._write(use, name)
-            return
-        if (hit := self._rules.match(name)) is not None:
+        elif (hit := self._rules.match(name)) is not None:
             entry, rule = hit
             yield Judged(Note(rule, use.line, _REASONS[use.how].format(name=name, entry=entry)))
         elif use.how == "computed" and name in self._rules.opaque:
-            yield Judged(
-                _note(use, f"An attribute of `{name}` is looked up by a name that is not written out.")
-            )
-        elif use.how == "read" and (name in self._rules.opaque or _inner(name) in self._rules.opaque):
+            yield Judged(_note(use, _REASONS["computed"].format(name=name)))
+        elif use.how == "read" and inner.partition(".")[0] in _OWN:
+            yield Judged(Note("image.shadowing", use.line, f"`{name}` reaches into the module itself."))
+        elif use.how == "read" and (name in self._rules.opaque or inner in self._rules.opaque):
             yield Judged(_note(use, f"`{name}` is passed on as a value; what is used of it can't be told."))
 
     def _write(self, use: Use, name: str) -> Iterator[Judged]:
@@ -100,6 +103,9 @@ def _note(use: Use, reason: str) -> Note:
 
 
 def _inner(name: str) -> str:
-    """The module whose dictionary a name reaches into, if any."""
-    base, found, _ = name.partition(".__dict__")
-    return base if found else ""
+    """The module whose inside a name reaches by a special attribute (`os.__dict__`), if any."""
+    parts = name.split(".")
+    for index, part in enumerate(parts[1:], 1):
+        if part.startswith("__") and part not in _PLAIN_SPECIALS:
+            return ".".join(parts[:index])
+    return ""

@@ -10,6 +10,8 @@ import errno
 import os
 from typing import Final, NamedTuple
 
+from rapha.runtime.sandbox.launcher import tree
+
 PREFIX: Final = "rapha-sandbox-"
 _SWAP_FILES: Final = ("memory.swap.max", "memory.memsw.limit_in_bytes")
 
@@ -105,13 +107,17 @@ def _make(parent: str) -> str:
     """A new directory in `parent`, and away with those that a killed launcher left; empty if we may not."""
     try:
         for name in os.listdir(parent):  # noqa: PTH208
-            if name.startswith(PREFIX) and not os.path.exists(f"/proc/{name.removeprefix(PREFIX)}"):  # noqa: PTH110
+            if name.startswith(PREFIX) and _dead(name.removeprefix(PREFIX)):
                 _rmdir(f"{parent}/{name}")
         path = f"{parent}/{PREFIX}{os.getpid()}"
         os.mkdir(path, 0o755)  # noqa: PTH102
     except OSError:
         return ""
     return path
+
+
+def _dead(pid: str) -> bool:
+    return not pid.isdigit() or tree.status(int(pid)).get("State", "X")[0] in "ZX"
 
 
 def _limit(group: Group, memory_bytes: int, tasks: int) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ import rego.v1
 
 deny contains {
 	"code": "schema.field_missing",
-	"message": sprintf("the input document lacks %v", [concat(", ", sort(missing))]),
+	"message": concat(" ", ["the input document lacks", concat(", ", sort(missing))]),
 	"fix": "Build the document from the published schema.",
 } if {
 	count(missing) > 0

@@ -5,7 +5,7 @@ import rego.v1
 
 deny contains {
 	"code": "policy.scan",
-	"message": sprintf("the scanner's findings are not acceptable: %v", [concat(", ", sort(unacceptable))]),
+	"message": concat(" ", ["these findings of the scanner are not acceptable:", concat(", ", sort(unacceptable))]),
 	"fix": "Run `rapha scan` on the image and correct what it lists.",
 } if {
 	count(unacceptable) > 0

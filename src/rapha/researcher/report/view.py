@@ -1,0 +1,204 @@
+"""What the page says: read from the arguments, held against the verified receipt, put into words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from rapha.evidence import bundle as bundles
+from rapha.evidence import canonical, dsse
+from rapha.evidence.verify import Verification
+from rapha.researcher.report import metrics as numbers
+from rapha.researcher.report import plots
+from rapha.researcher.report.lines import GATES, GateLine, duration, in_order
+from rapha.researcher.report.svg import Markup
+from rapha.spec.receipt import DatasetUse, Receipt
+from rapha.spec.refusals import Refused
+from rapha.spec.sections import GuardSection
+
+CT_SLICE_BITS: Final = 512 * 512 * 16
+ROW_BYTES: Final = 64
+"""An identifier row: a name, a date of birth, a number."""
+STAGES: Final = ("matched", "readable", "consented", "used")
+_REASONS: Final = {
+    "consent.opted_out": "opted out or withdrew; removed from the whole dataset before matching",
+    "record.patient_missing": "no patient identifier",
+    "record.patient_invalid": "patient identifier can't be used",
+    "record.value_missing": "a value is missing",
+    "record.value_not_finite": "a value is not a finite number",
+}
+_ASSERTED_BY: Final = {
+    "attested": "the node's meter, inside attested hardware",
+    "hospital-asserted": "the hospital alone: no attestation hardware vouches for the meter",
+}
+_ENVELOPE: Final = ("profile", "protocol", "audience")
+
+Pairs = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Funnel:
+    """The stages, and why records dropped out: what, code, count."""
+
+    chart: Markup
+    reasons: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Covert:
+    """What could be hidden in what was released, at most, in sizes that people know."""
+
+    bits: str
+    size: str
+    slices: str
+    rows: str
+    released: str
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """The gates; `missing` ones are not in the journal's account."""
+
+    chart: Markup
+    lines: tuple[tuple[GateLine, str], ...]
+    total: str
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A job whose receipt was verified."""
+
+    job: str
+    headline: Pairs
+    facts: Pairs
+    timeline: Timeline | None
+    funnel: Funnel
+    metrics: numbers.Metrics
+    covert: Covert
+    use: Pairs
+    artifacts: tuple[tuple[str, str, str], ...]
+
+
+def read(
+    data: bytes, verification: Verification, metrics: Mapping[str, Any], timeline: Sequence[GateLine]
+) -> Finished:
+    """Everything that the page shows of a job that `verification` said yes to.
+
+    Raises:
+        Refused: `schema.*` where `data` is not a bundle, or where it or `metrics` is not what was verified.
+    """
+    bundle = bundles.read(data)
+    claims = dict(dsse.unverified_predicate(bundle["receipt"]))
+    receipt = Receipt.parse({k: v for k, v in claims.items() if k not in _ENVELOPE}, "receipt")
+    guard = GuardSection.parse(bundle["guard"], "guard")
+    _check(bundle, receipt, guard, verification)
+    if metrics and canonical.digest(dict(metrics)) not in {r.sha256 for r in guard.released}:
+        raise Refused("schema.field_invalid", "metrics: not the bytes of an artifact that the receipt names")
+    shown = numbers.read(metrics)
+    covert = _covert(receipt.covert_bound_bits, sum(r.bytes for r in guard.released))
+    return Finished(
+        job=receipt.job.name,
+        headline=_headline(receipt, shown, covert),
+        facts=_facts(receipt, str(bundle["profile"])),
+        timeline=_timeline(in_order(timeline)) if timeline else None,
+        funnel=_funnel(receipt.dataset),
+        metrics=shown,
+        covert=covert,
+        use=_use(receipt),
+        artifacts=tuple((r.name, f"{r.bytes:,}", r.sha256) for r in guard.released),
+    )
+
+
+def _check(bundle: bundles.Bundle, receipt: Receipt, guard: GuardSection, verification: Verification) -> None:
+    # A verdict about one bundle must never head the numbers of another.
+    released = {r.name: r.sha256 for r in guard.released}
+    verified = {a["name"]: a["sha256"] for a in verification.artifacts}
+    if (receipt.assurance, receipt.usage.records) != (verification.assurance, verification.unique_records):
+        raise Refused("schema.field_invalid", "the verification is of another receipt")
+    if released != verified or receipt.sections.get("guard") != bundle.section_digest("guard"):
+        raise Refused("schema.field_invalid", "the verification is of other artifacts")
+
+
+def _headline(receipt: Receipt, shown: numbers.Metrics, covert: Covert) -> Pairs:
+    measured = (("Measured by the node", shown.headline),) if shown.headline else ()
+    return (
+        *measured,
+        ("Unique records, at most", f"{receipt.usage.records:,}"),
+        ("Released", covert.released),
+        ("Could be hidden in it, at most", f"{covert.bits} bits"),
+    )
+
+
+def _facts(receipt: Receipt, profile: str) -> Pairs:
+    job, air = receipt.job, receipt.airgap
+    return (
+        ("Job", f"{job.name} ({job.kind})"),
+        ("Purpose", job.purpose),
+        ("Company", job.company),
+        ("Hospital", f"{job.hospital}, node {receipt.node}"),
+        ("Dataset", f"{receipt.dataset.id} ({receipt.dataset.profile})"),
+        ("Admitted, finished", f"{receipt.times.admitted}, {receipt.times.finished}"),
+        ("Sandbox", f"{receipt.sandbox.driver}, {len(receipt.sandbox.walls)} walls recorded"),
+        ("Air gap", f"{len(air.probes)} probes found nothing to reach, by the host's own word"),
+        ("Assurance, profile", f"{receipt.assurance}, {profile}"),
+        ("Image", receipt.image),
+        ("Job id", job.id),
+    )
+
+
+def _timeline(lines: tuple[GateLine, ...]) -> Timeline:
+    named = {line.gate for line in lines}
+    return Timeline(
+        chart=plots.timeline(lines),
+        lines=tuple((line, duration(line.seconds)) for line in lines),
+        total=duration(sum(line.seconds for line in lines)),
+        missing=tuple(gate for gate in GATES if gate not in named),
+    )
+
+
+def _funnel(dataset: DatasetUse) -> Funnel:
+    counts = dataset.funnel
+    stages: dict[str, plots.Count] = {stage: counts[stage] for stage in STAGES if stage in counts}
+    reasons = sorted(code for code in counts if code not in STAGES)
+    return Funnel(
+        chart=plots.funnel(stages),
+        reasons=tuple((_REASONS.get(code, code), code, plots.counted(counts[code])) for code in reasons),
+    )
+
+
+def _covert(bits: int, released: int) -> Covert:
+    return Covert(
+        bits=f"{bits:,}",
+        size=size(-(-bits // 8)),
+        slices=_slices(bits),
+        rows=f"{bits // (8 * ROW_BYTES):,}",
+        released=size(released),
+    )
+
+
+def _slices(bits: int) -> str:
+    share = bits / CT_SLICE_BITS
+    if share >= 10:
+        return f"{share:,.0f}"
+    return f"{share:.2f}" if share >= 0.005 or not bits else "less than 0.01"
+
+
+def size(count: int) -> str:
+    """Bytes for people: exact below 10 kB, then in decimal units."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= max(scale, 10**4):
+            return f"{count / scale:,.1f} {unit}"
+    return f"{count:,} bytes"
+
+
+def _use(receipt: Receipt) -> Pairs:
+    usage = receipt.usage
+    return (
+        ("Unique records used", f"at most {usage.records:,}"),
+        ("Unique patients", f"at most {usage.patients:,}"),
+        ("Counted in steps of", f"{usage.bucket:,}"),
+        ("The job's cap", f"{usage.cap:,} records"),
+        ("Who asserts it", _ASSERTED_BY[usage.counts]),
+    )
