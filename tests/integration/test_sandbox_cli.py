@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from rapha.cli import main
+
 MAIN = (sys.executable, "-c", "from rapha.cli.main import main; main()", "sandbox")
 
 
@@ -87,22 +89,29 @@ def test_a_command_that_is_not_there_is_127() -> None:
         ("--", ""),
     ],
 )
-def test_a_wrong_call_is_2_and_runs_nothing(arguments: tuple[str, ...]) -> None:
-    done = rapha("run", *arguments)
-    assert done.returncode == 2, done
-    assert done.stdout == ""
+def test_a_wrong_call_is_2_and_runs_nothing(
+    arguments: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["sandbox", "run", *arguments]) == 2
+    assert capfd.readouterr().out == ""
 
 
 @pytest.mark.parametrize(("option", "value"), [("--driver", "gvisor"), ("--airgap", "")])
-def test_what_is_not_there_is_said_and_not_pretended(option: str, value: str) -> None:
-    done = rapha("run", option, *([value] if value else []), "--", "python3", "-c", "print('ran')")
-    assert "this build has no" in done.stderr
-    assert "ran" not in done.stdout
+def test_what_is_not_there_is_said_and_not_pretended(
+    option: str, value: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--", "python3", "-c", "print('ran')"]
+    assert main.run(["sandbox", "run", option, *([value] if value else []), *command]) == 2
+    out, err = capfd.readouterr()
+    assert "this build has no" in err
+    assert "ran" not in out
 
 
 def test_interrupting_ends_it(tmp_path: Path) -> None:
     command = [*MAIN, "run", "--out", str(tmp_path), "--", "python3", "-c"]
-    command.append("import time; open('/rapha/out/x', 'w').write('x'); print('up', flush=True); time.sleep(60)")
+    command.append(
+        "import time; open('/rapha/out/x', 'w').write('x'); print('up', flush=True); time.sleep(60)"
+    )
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         assert running.stdout.readline() == "up\n"

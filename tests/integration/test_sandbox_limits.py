@@ -232,7 +232,9 @@ def test_nothing_is_collected_from_a_run_that_was_ended(start: Start, how: str, 
     out = tmp_path / "out"
     out.mkdir()
     running = start(
-        "open('/rapha/out/x', 'w').write('x'); print('left', flush=True); time.sleep(60)", out=out, wall_s=1 if how == 'timeout' else 20
+        "open('/rapha/out/x', 'w').write('x'); print('left', flush=True); time.sleep(60)",
+        out=out,
+        wall_s=1 if how == "timeout" else 20,
     )
     if how == "killed":
         until(lambda: said(tmp_path) == "left\n")

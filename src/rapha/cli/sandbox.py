@@ -58,6 +58,8 @@ def run(
 
     Exits with CMD's code; 124 time, 137 memory, 127 no such command, 3 no sandbox.
     """
+    if not command[0]:
+        raise typer.BadParameter("the command is empty")
     if airgap:
         raise typer.BadParameter("this build has no air gap to hold here; refusing to run without it")
     if driver.value not in drivers.DRIVERS:

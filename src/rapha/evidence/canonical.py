@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any, Final
 
 import rfc8785
@@ -27,18 +28,26 @@ def dumps(value: Any) -> bytes:
 
 
 def loads(data: bytes, *, limit: int = MAX_BYTES) -> Any:
-    """Parse strict JSON: UTF-8, no duplicate key, no NaN, bounded size and depth.
+    """Parse strict JSON: UTF-8, no duplicate key, no NaN or infinity, no lone surrogate, bounded size and depth.
 
     Raises:
         Refused: `schema.json` or `schema.too_large`.
     """
     if len(data) > limit:
         raise Refused("schema.too_large", f"{len(data)} bytes, the limit is {limit}")
-    _check_depth(data)
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
+        if b"\\u" in data:  # only an escape can spell half of a surrogate pair, and it has no UTF-8 form
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise Refused("schema.json", f"not strict JSON: {error}") from None
+    _check_depth(value)
+    return value
 
 
 def loads_canonical(data: bytes, *, limit: int = MAX_BYTES) -> Any:
@@ -58,17 +67,16 @@ def digest(value: Any) -> str:
     return hashlib.sha256(dumps(value)).hexdigest()
 
 
-def _check_depth(data: bytes) -> None:
-    # Counted before parsing, since the parser recurses; brackets inside strings only make it stricter.
-    depth = deepest = 0
-    for byte in data.translate(None, _NOT_BRACKETS):
-        depth += 1 if byte in b"[{" else -1
-        deepest = max(deepest, depth)
-    if deepest > MAX_DEPTH:
-        raise Refused("schema.json", f"nested deeper than {MAX_DEPTH}")
-
-
-_NOT_BRACKETS: Final = bytes(b for b in range(256) if b not in b"[]{}")
+def _check_depth(value: Any) -> None:
+    # On the parsed tree, level by level: brackets inside strings neither count nor cancel others out, and
+    # what recurses over the tree afterwards is safe. The parser itself is bounded by the interpreter's limit.
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        inner = [v for v in level if isinstance(v, dict | list)]
+        if not inner:
+            return
+        level = [part for v in inner for part in (v.values() if isinstance(v, dict) else v)]
+    raise Refused("schema.json", f"nested deeper than {MAX_DEPTH}")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -80,3 +88,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("a number is beyond what a double holds")
+    return value

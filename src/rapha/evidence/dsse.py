@@ -138,7 +138,7 @@ def _open(envelope: Envelope, kind: str, profile: Profile, audience: str) -> Sta
         raise Refused("schema.envelope", f"expected a {kind}, found {body['predicateType']!r}")
     predicate = dict(body["predicate"])
     found = (predicate.pop("profile", None), predicate.pop("protocol", None), predicate.pop("audience", None))
-    if found != (profile, PROTOCOL, audience):
+    if found != (profile, PROTOCOL, audience) or isinstance(found[1], bool):  # True == 1
         raise Refused(
             "policy.profile_mismatch",
             f"{kind} is for (profile, protocol, audience) {found}, here {(profile, PROTOCOL, audience)}",

@@ -40,11 +40,23 @@ def public_text(private: X25519PrivateKey) -> str:
 
 
 def parse_public(text: str) -> X25519PublicKey:
-    """Parse `public_text`'s form. Raises `Refused` (`schema.field_invalid`)."""
+    """Parse `public_text`'s form.
+
+    A point of small order refuses: every exchange with it ends in zeros (RFC 7748, section 6.1), so that
+    encryption to it would fail only once there are results.
+
+    Raises:
+        Refused: `schema.field_invalid`.
+    """
     raw = b64decode(text)
     if len(raw) != 32:
         raise Refused("schema.field_invalid", "an X25519 public key has 32 bytes")
-    return X25519PublicKey.from_public_bytes(raw)
+    public = X25519PublicKey.from_public_bytes(raw)
+    try:
+        X25519PrivateKey.generate().exchange(public)
+    except ValueError:
+        raise Refused("schema.field_invalid", "the X25519 public key is a point of small order") from None
+    return public
 
 
 def seal(plaintext: bytes, recipient: str, info: bytes) -> bytes:

@@ -9,12 +9,16 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from rapha.spec.refusals import Refused
+
+MAX_KEY_FILE: Final = 65536
+"""Most bytes of a key file that are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,16 +136,21 @@ def write_private(path: Path, data: bytes) -> None:
 def read_private(path: Path) -> bytes:
     """Read a secret file. Raises `Refused` (`node.key_unsafe`) if it is missing or open to others."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # O_NONBLOCK: opening a FIFO must not wait for whoever may write to it.
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise Refused("node.key_unsafe", f"{path}: {error.strerror}") from None
-    with os.fdopen(fd, "rb") as file:
+    except ValueError:
+        raise Refused("node.key_unsafe", "a path of a key holds a NUL") from None
+    try:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode) or info.st_mode & 0o077 or info.st_uid not in (os.geteuid(), 0):
             raise Refused(
                 "node.key_unsafe", f"{path} must be a file that only its owner can read (chmod 600)"
             )
-        return file.read(65536)
+        return os.read(fd, MAX_KEY_FILE)
+    finally:
+        os.close(fd)
 
 
 def b64decode(text: str) -> bytes:

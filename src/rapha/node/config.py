@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rapha.evidence import dsse
+from rapha.evidence import canonical, dsse
 from rapha.evidence.keys import VerifyKey
 from rapha.evidence.steps.case import AUDIENCE_ALL
 from rapha.evidence.steps.gates import policy_digest
@@ -71,11 +70,9 @@ def load(path: Path) -> NodeConfig:
         Refused: `node.config` naming the field.
     """
     try:
-        return NodeConfig.parse(json.loads(path.read_text()))
+        return NodeConfig.parse(canonical.loads(path.read_bytes()))
     except OSError as error:
         raise Refused("node.config", f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise Refused("node.config", f"{path} is not JSON: {error}") from None
     except Refused as refused:
         raise Refused("node.config", f"{path.name}: {refused.detail}") from None
 
@@ -87,29 +84,34 @@ def load_trust(path: Path) -> Trust:
         Refused: `node.config`.
     """
     try:
-        return Trust.parse(json.loads(path.read_text()))
+        return Trust.parse(canonical.loads(path.read_bytes()))
     except OSError as error:
         raise Refused("node.config", f"{path}: {error.strerror}") from None
-    except (ValueError, Refused) as error:
-        raise Refused("node.config", f"{path.name}: {error}") from None
+    except Refused as refused:
+        raise Refused("node.config", f"{path.name}: {refused.detail}") from None
 
 
 def load_agreements(folder: Path, trust: Trust) -> list[tuple[Agreement, str, dsse.EnvelopeDict]]:
     """Every agreement of the folder that both parties signed, with its digest and envelope.
 
     Raises:
-        Refused: as `dsse.verify`; one bad file stops the node, since it may be the one that narrows.
+        Refused: `policy.agreement`, or as `canonical.loads`, `dsse.verify` and `Model.parse`; one bad file
+            stops the node, since it may be the one that narrows.
     """
     keys = [VerifyKey.from_text(k) for k in (*trust.hospitals, *trust.companies)]
     found = []
     for path in sorted(folder.glob("*.json")):
-        envelope = json.loads(path.read_text())
+        try:
+            envelope = canonical.loads(path.read_bytes())
+        except OSError as error:
+            raise Refused("policy.agreement", f"{path}: {error.strerror}") from None
         statement = dsse.verify(
             envelope, keys, kind="agreement", profile=trust.profile, audience=AUDIENCE_ALL, threshold=2
         )
         agreement = Agreement.parse(statement.predicate, path.name)
         signers = {VerifyKey.from_text(p.key).keyid for p in (agreement.hospital, agreement.company)}
-        if set(statement.keyids) != signers or agreement.hospital.key not in trust.hospitals:
+        pinned = agreement.hospital.key in trust.hospitals and agreement.company.key in trust.companies
+        if set(statement.keyids) != signers or not pinned:
             raise Refused("policy.agreement", f"{path.name} is not signed by the two parties it names")
         found.append((agreement, statement.digest, envelope))
     return found

@@ -7,14 +7,16 @@ person's signed answer. The node believes a signature, never the folder.
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
-from rapha.evidence import dsse
+from rapha.evidence import canonical, dsse
 from rapha.evidence.keys import SigningKey, VerifyKey
 from rapha.spec.agreement import Person
 from rapha.spec.base import Profile
@@ -23,6 +25,8 @@ from rapha.spec.refusals import Refused
 
 Kind = Literal["approval", "review"]
 POLL_S: Final = 0.02
+MAX_ANSWER: Final = 2**20
+"""Most bytes of a signed answer; a real one has less than two thousand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +45,14 @@ class Desk:
         _write(folder / f"{kind}.request.json", request)
 
     def waiting(self) -> list[dict[str, Any]]:
-        """Every request on the desk, oldest first, each with the key ids that answered."""
+        """Every request on the desk, oldest first, each with the key ids that answered.
+
+        Raises:
+            Refused: `policy.approval_invalid` for a request that is not readable.
+        """
         found = []
         for path in sorted(self.root.glob("*/*.request.json"), key=lambda p: p.stat().st_mtime):
-            request = json.loads(path.read_text())
+            request = _read(path)
             answers = path.parent.glob(f"{request['kind']}.*.json")
             request["answered"] = sorted(p.name.split(".")[1] for p in answers if p != path)
             found.append(request)
@@ -54,14 +62,14 @@ class Desk:
         """Sign the request as one person.
 
         Raises:
-            Refused: `policy.not_found` if there is no such request; `schema.field_invalid` for a verdict
-                that it doesn't offer.
+            Refused: `policy.not_found` if there is no such request; `policy.approval_invalid` if it is
+                not readable; `schema.field_invalid` for a verdict that it doesn't offer.
         """
         path = self.root / job / f"{kind}.request.json"
         if not path.is_file():
             raise Refused("policy.not_found", f"no {kind} is asked for {job[:16]}…")
         model: type[Approval | Review] = Approval if kind == "approval" else Review
-        claims = model.parse({**json.loads(path.read_text())["claims"], "verdict": verdict}, kind)
+        claims = model.parse({**_read(path)["claims"], "verdict": verdict}, kind)
         envelope = dsse.sign(
             kind, {"job": job}, claims.dump(), profile=self.profile, audience=self.node, keys=[key]
         )
@@ -77,7 +85,7 @@ class Desk:
         timeout_s: float,
         stopped: Callable[[], bool],
     ) -> list[dsse.EnvelopeDict]:
-        """Wait until `required` of `people` said yes; one no is a no.
+        """Wait until `required` (at least one) of `people` said yes; one no is a no.
 
         Raises:
             Refused: `policy.approval_missing` after `timeout_s`; `policy.approval_refused` or
@@ -86,7 +94,7 @@ class Desk:
         deadline = time.monotonic() + timeout_s
         while True:
             answers = self._answers(job, kind, expected, people)
-            if len(answers) >= required:
+            if len(answers) >= max(required, 1):
                 return [answers[k] for k in sorted(answers)]
             if stopped():
                 raise Refused("node.stopped")
@@ -110,14 +118,17 @@ class Desk:
         for path in (self.root / job).glob(f"{kind}.*.json"):
             if path.name == f"{kind}.request.json":
                 continue
-            envelope = json.loads(path.read_text())
             try:
+                envelope = _envelope(path)
                 statement = dsse.verify(envelope, keys, kind=kind, profile=self.profile, audience=self.node)
                 claims = type(expected).parse(statement.predicate, kind)
             except Refused as refused:
                 raise Refused("policy.approval_invalid", refused.detail) from None
             if claims != expected:
                 _judge(kind, claims, expected)
+            # As the verifier of the receipt has it: one answer, one person, and about this job.
+            if len(statement.keyids) != 1 or dict(statement.subjects) != {"job": job}:
+                raise Refused("policy.approval_invalid", f"an {kind} is by two people or about another job")
             answers[statement.keyids[0]] = envelope
         return answers
 
@@ -126,6 +137,38 @@ def _judge(kind: Kind, claims: Approval | Review, expected: Approval | Review) -
     if claims.model_copy(update={"verdict": expected.verdict}) != expected:
         raise Refused("policy.approval_invalid", f"an {kind} covers something else")
     raise Refused("policy.approval_refused" if kind == "approval" else "policy.review_refused")
+
+
+def _envelope(path: Path) -> Any:
+    """An answer's JSON. The folder is not trusted: it may hold anything, a FIFO that never ends included.
+
+    Raises:
+        Refused: `policy.approval_invalid`, or `schema.*` where it is not JSON.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise Refused("policy.approval_invalid", f"{path.name}: {error.strerror}") from None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise Refused("policy.approval_invalid", f"{path.name} is not a file")
+        data = os.read(fd, MAX_ANSWER + 1)
+    finally:
+        os.close(fd)
+    return canonical.loads(data, limit=MAX_ANSWER)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A request, as `ask` wrote it. Raises `Refused` (`policy.approval_invalid`)."""
+    try:
+        value = canonical.loads(path.read_bytes())
+    except (OSError, Refused) as error:
+        raise Refused("policy.approval_invalid", f"{path.name} is not readable: {error}") from None
+    if not isinstance(value, dict) or set(value) != {"job", "kind", "claims", "shown"}:
+        raise Refused("policy.approval_invalid", f"{path.name} is not a request")
+    if value["kind"] not in get_args(Kind) or not isinstance(value["claims"], dict):
+        raise Refused("policy.approval_invalid", f"{path.name} is not a request")
+    return value
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:

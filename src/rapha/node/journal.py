@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,7 +47,8 @@ class Journal:
             Refused: `node.busy` if another process writes it; `node.internal` if the chain is broken.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab+")
+        # Unbuffered: what could not be written must not wait in a buffer for the next flush.
+        self._file = path.open("ab+", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -60,6 +60,7 @@ class Journal:
             self._file.close()
             raise
         self._file.truncate(good)
+        _sync_folder(path.parent)
 
     def __enter__(self) -> Journal:
         return self
@@ -83,8 +84,9 @@ class Journal:
         line = _line(entry, self._previous)
         start = self._file.seek(0, os.SEEK_END)
         try:
-            self._file.write(line)
-            self._file.flush()
+            written = 0
+            while written < len(line):  # a raw write may stop short
+                written += self._file.write(line[written:])
             os.fdatasync(self._file.fileno())
         except OSError as error:
             self._file.truncate(start)
@@ -127,17 +129,30 @@ def _line(entry: Entry, previous: str) -> bytes:
     return canonical.dumps(value) + b"\n"
 
 
+def _entry(line: bytes, number: int) -> Entry:
+    try:
+        value = canonical.loads_canonical(line[:-1])
+        return Entry(value["seq"], value["time"], value["job"], value["event"], value["data"])
+    except (Refused, KeyError, TypeError):
+        raise Refused("node.internal", f"the node's log is damaged at entry {number}") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new file's name as durable as its content."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def _read(data: bytes) -> tuple[list[Entry], str, int]:
     entries: list[Entry] = []
     previous, good = START, 0
-    for line in data.splitlines(keepends=True):
-        if not line.endswith(b"\n"):
-            break
-        try:
-            value = json.loads(line)
-            entry = Entry(value["seq"], value["time"], value["job"], value["event"], value["data"])
-        except (ValueError, KeyError, TypeError):
-            raise Refused("node.internal", f"the node's log is damaged at entry {len(entries)}") from None
+    # Only a line feed ends a line: `bytes.splitlines` also splits at CR, and an altered byte would then pass
+    # for a torn end and take every later entry with it. What follows the last line feed is the torn end.
+    for line in [part + b"\n" for part in data.split(b"\n")[:-1]]:
+        entry = _entry(line, len(entries))
         if entry.seq != len(entries) or _line(entry, previous) != line:
             raise Refused("node.internal", f"the node's log was altered at entry {len(entries)}")
         entries.append(entry)

@@ -73,6 +73,12 @@ class Node:
         except KeyError:
             raise Refused("policy.dataset", f"this node has no dataset of profile {profile!r}") from None
 
+    def log_file(self, job: str, name: str) -> Path:
+        """Where a run's capped stdout and stderr are kept. They stay on the node, also after the job."""
+        folder = self.state / "logs" / job
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return folder / f"{name}.log"
+
     def previous_receipt(self) -> str:
         """Digest of the node's last receipt; zeros before the first."""
         receipts = [e.data["receipt"] for e in self.journal if e.event == "committed"]

@@ -10,7 +10,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Final
 
-from rapha.evidence import dsse, hpke
+from rapha.evidence import canonical, dsse, hpke
 from rapha.evidence.keys import SigningKey
 from rapha.researcher.signing import SignedJob, sign_job
 from rapha.spec.base import Profile
@@ -79,19 +79,20 @@ class Project:
         return signed
 
     def signed(self) -> SignedJob:
-        """The job as last signed. Raises `Refused` (`schema.envelope`)."""
+        """The job as last signed. Raises `Refused` (`schema.envelope`, `schema.json`)."""
         try:
-            value: Any = json.loads(self.signed_file.read_text())
-        except (OSError, ValueError):
+            value: Any = canonical.loads(self.signed_file.read_bytes())
+        except OSError:
             raise Refused(
                 "schema.envelope", f"{self.signed_file} is not there: run `rapha job sign`"
             ) from None
         if not isinstance(value, Mapping) or set(value) != {"id", "job", "image"}:
             raise Refused("schema.envelope", f"{self.signed_file} is not a signed job")
         body = dsse.unverified_predicate(value["job"])
-        if not isinstance(body.get("job"), Mapping):
+        claims = {"job": body.get("job"), "nonce": body.get("nonce")}
+        if not isinstance(claims["job"], Mapping) or canonical.digest(claims) != value["id"]:
             raise Refused("schema.envelope", f"{self.signed_file} is not a signed job")
-        return SignedJob(str(value["id"]), value["job"], value["image"])
+        return SignedJob(value["id"], value["job"], value["image"])
 
     def pack(self) -> Path:
         """The image as one archive, ready for upload."""
@@ -104,9 +105,13 @@ class Project:
     def _recipient(self, file: JobFile) -> str:
         path = self.folder / file.recipient
         try:
-            text = path.read_text().strip()
+            text = path.read_text(encoding="ascii").strip()
         except OSError as error:
             raise Refused("schema.field_invalid", f"recipient: {path}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise Refused("schema.field_invalid", f"recipient: {path} is not a public key") from None
+        if path.with_name(path.name + ".pub").exists():  # both halves look alike, and this one would be sent
+            raise Refused("schema.field_invalid", f"recipient: {path} is the private key; name {path.name}.pub")
         hpke.parse_public(text)
         return text
 

@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from rapha.spec.base import Model, Money, Name, Sha256, Timestamp
+from rapha.spec.base import PLAIN, Model, Money, Name, Sha256, Timestamp
 from rapha.spec.job import Assurance, Purpose
 
 PublicKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]{59}=$")]
 """Base64 of an Ed25519 SubjectPublicKeyInfo (44 bytes)."""
-Label = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=PLAIN)]
 
 
 class Party(Model):

@@ -6,11 +6,22 @@ Unknown fields refuse, values are immutable, and every error names the field and
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from rapha.spec.refusals import Refused
+
+
+
+def _on_the_calendar(text: str) -> str:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError("there is no such day") from None
+    return text
+
 
 PROTOCOL = 1
 """Version of every signed payload; a reader of one version refuses another."""
@@ -25,11 +36,16 @@ KeyId = Sha256
 Timestamp = Annotated[
     str,
     StringConstraints(
-        pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):[0-5]\d:[0-5]\dZ$"
+        # [0-9], not \d, which also matches the digits of other scripts.
+        pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
+        r"T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z$"
     ),
+    AfterValidator(_on_the_calendar),
 ]
-"""RFC 3339 in UTC, whole seconds."""
-Money = Annotated[str, StringConstraints(pattern=r"^(0|[1-9]\d{0,11})(\.\d{1,6})?$")]
+"""RFC 3339 in UTC, whole seconds; a day that the calendar has."""
+PLAIN = r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+$"
+"""Text that can't move a terminal's cursor, break a line, or turn the reading direction of what is shown."""
+Money = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,11})(\.[0-9]{1,6})?$")]
 """Decimal string with at most the token's 6 decimals, never a float."""
 
 

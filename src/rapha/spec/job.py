@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from rapha.spec.base import Model, Money, Name, Sha256, Timestamp
+from rapha.spec.base import PLAIN, Model, Money, Name, Sha256, Timestamp
 from rapha.spec.cohort import Cohort
 from rapha.spec.refusals import Refused
 from rapha.spec.release_plan import ReleasePlan
@@ -16,7 +16,7 @@ from rapha.spec.units import parse_bytes, parse_duration
 Purpose = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,64}(/[a-z0-9-]{1,64}){0,3}$")]
 Assurance = Literal["tee+tpm", "tee", "tpm", "simulated"]
 Modality = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,32}$")]
-Argument = Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Argument = Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=PLAIN)]
 Command = Annotated[tuple[Argument, ...], Field(min_length=1, max_length=64)]
 
 RANK: dict[str, int] = {"none": 0, "simulated": 1, "tpm": 2, "tee": 3, "tee+tpm": 4}
@@ -26,7 +26,7 @@ RANK: dict[str, int] = {"none": 0, "simulated": 1, "tpm": 2, "tee": 3, "tee+tpm"
 class ModelDeclaration(Model):
     """What is trained; `base` is the SHA-256 of a safetensors file."""
 
-    architecture: Annotated[str, StringConstraints(min_length=1, max_length=64)]
+    architecture: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=PLAIN)]
     base: Sha256 | None = None
 
 

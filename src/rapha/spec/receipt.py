@@ -52,7 +52,7 @@ class DatasetUse(Model):
     manifest: Sha256
     cohort: Sha256
     opt_out_version: Sha256
-    funnel: dict[Name, Count | Annotated[str, StringConstraints(pattern=r"^<\d{1,6}$")]]
+    funnel: dict[Name, Count | Annotated[str, StringConstraints(pattern=r"^<[0-9]{1,6}$")]]
 
 
 class Usage(Model):

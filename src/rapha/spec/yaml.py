@@ -1,7 +1,13 @@
-"""The YAML subset of `job.yaml`: JSON's types, no duplicate key, no alias, no tag, bounded size."""
+"""The YAML subset of `job.yaml`: JSON's types, no duplicate key, anchor, alias or tag, bounded size and depth.
+
+Scalars resolve as in YAML 1.2's core schema less its octal and hexadecimal numbers, so that `no`, `010` and
+`1:30` stay the text that was written instead of becoming false, 8 and 90.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any, Final
 
 import yaml
@@ -9,32 +15,73 @@ import yaml
 from rapha.spec.refusals import Refused
 
 MAX_CHARS: Final = 1_000_000
+MAX_DEPTH: Final = 64
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader without timestamps (a date stays text), aliases and duplicate keys."""
+    """SafeLoader made narrower. A date stays text."""
+
+    depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(None, None, "aliases are not allowed", self.peek_event().start_mark)
-        return super().compose_node(parent, index)
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+            raise _error("anchors and aliases are not allowed", event)
+        if event.tag is not None:
+            raise _error("tags are not allowed", event)
+        if self.depth >= MAX_DEPTH:
+            raise _error(f"nested deeper than {MAX_DEPTH}", event)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
-                raise yaml.MarkedYAMLError(None, None, "keys must be text", key.start_mark)
+            if not isinstance(key, yaml.ScalarNode) or key.tag != _TAG + "str":
+                raise _error("keys must be text", key)
             if key.value in seen:
-                raise yaml.MarkedYAMLError(None, None, f"duplicate key {key.value!r}", key.start_mark)
+                raise _error(f"duplicate key {key.value!r}", key)
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        if any("\ud800" <= c <= "\udfff" for c in value):  # half a pair has no UTF-8 form
+            raise _error("text with a lone surrogate", node)
+        return value
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if tag in _TAGS]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    for _TAGS in [{f"tag:yaml.org,2002:{t}" for t in ("null", "bool", "int", "float")}]
-}
+
+def _error(problem: str, at: yaml.Event | yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(None, None, problem, at.start_mark)
+
+
+def _float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    value = float(loader.construct_scalar(node))
+    if not math.isfinite(value):
+        raise _error("a number is beyond what a double holds", node)
+    return value
+
+
+def _int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    try:
+        return int(loader.construct_scalar(node))
+    except ValueError:  # the interpreter's limit of digits
+        raise _error("a number has too many digits", node) from None
+
+
+_TAG: Final = "tag:yaml.org,2002:"
+_Loader.yaml_implicit_resolvers = {}
+for _name, _pattern, _first in (
+    ("null", r"(?:~|null|Null|NULL|)", ["~", "n", "N", ""]),
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
+    ("float", r"[-+]?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?", list("-+0123456789")),
+):
+    _Loader.add_implicit_resolver(_TAG + _name, re.compile(_pattern + r"\Z"), _first)
+_Loader.add_constructor(_TAG + "int", _int)
+_Loader.add_constructor(_TAG + "float", _float)
 
 
 def load(text: str) -> Any:
@@ -52,4 +99,4 @@ def load(text: str) -> Any:
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise Refused("schema.yaml", f"{where}{error.problem}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise Refused("schema.yaml", str(error).splitlines()[0]) from None
+        raise Refused("schema.yaml", (str(error).splitlines() or ["not YAML"])[0]) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import secrets
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ from rapha.node.agent.client import AgentClient, Step, sign_entry
 from rapha.researcher.client import CoordinatorClient
 from rapha.spec.surface import Surface
 
+TLS = ssl.create_default_context()
+"""Unused over loopback, and slow to make for every client."""
 PROFILE_OF_DATA = "tabular.breast-fna"
 
 
@@ -43,6 +46,7 @@ class Running:
         self.service = Service.open(self.work, clock=lambda: datetime.now(UTC) + self.ahead)
         self._listener = server.bind("127.0.0.1", 0)
         self.url = server.url_of(self._listener)
+        self.http = httpx.Client(base_url=self.url, verify=TLS)
         settings = uvicorn.Config(create_app(self.service), log_level="error", access_log=False, ws="none")
         self._server = uvicorn.Server(settings)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
@@ -51,6 +55,7 @@ class Running:
             time.sleep(0.002)
 
     def stop(self) -> None:
+        self.http.close()
         self.service.notifier.close()
         self._server.should_exit = True
         self._thread.join()
@@ -68,14 +73,13 @@ class Researcher:
 
     def __init__(self, running: Running, name: str, key: SigningKey) -> None:
         self.key = key
-        with CoordinatorClient(running.url) as anonymous:
-            said = anonymous.register(
-                organisation=name, contact="a@b.example", purpose="r", public_key=key.verify_key.to_text()
-            )
-        self.id = said["id"]
+        body = {"organisation": name, "contact": "a@b.example", "purpose": "r"}
+        said = running.http.post("/v1/developers", json={**body, "public_key": key.verify_key.to_text()})
+        self.id = said.json()["id"]
         self.api_key = operator.approve(running.work.root, self.id)
         self.client = CoordinatorClient(running.url, self.api_key, attempts=1)
-        self.http = httpx.Client(base_url=running.url, headers={"Authorization": f"Bearer {self.api_key}"})
+        headers = {"Authorization": f"Bearer {self.api_key}"}
+        self.http = httpx.Client(base_url=running.url, headers=headers, verify=TLS)
         self.archive = running.root / f"{self.id}.tar"
         self.archive.write_bytes(b"image of " + self.id.encode())
 

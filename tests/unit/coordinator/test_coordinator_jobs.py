@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from rapha.coordinator import leases
 from rapha.evidence import checkpoint, merkle
 from rapha.evidence.keys import VerifyKey
 from rapha.node.agent.client import Step
@@ -60,23 +62,23 @@ def test_the_same_submission_is_the_same_job_and_other_bytes_conflict(alice: Any
         alice.client.submit(envelope, alice.image(), other)
 
 
-@pytest.mark.parametrize(
-    ("changes", "code"),
-    [
-        ({"profile": "production"}, "policy.profile_mismatch"),
-        ({"not_after": "2020-01-01T00:00:00Z"}, "policy.job_expired"),
-        ({"not_after": "tomorrow"}, "schema.field_invalid"),
-        ({"nodes": []}, "schema.field_invalid"),
-        ({"nodes": ["../x"]}, "schema.field_invalid"),
-        ({"nodes": "all"}, "schema.field_invalid"),
-        ({"dataset": {}}, "schema.field_missing"),
-        ({"dataset": None}, "schema.field_missing"),
-        ({"name": "x\n"}, "schema.field_invalid"),
-    ],
-)
-def test_a_job_that_is_wrong_is_refused_with_its_code(alice: Any, changes: dict[str, Any], code: str) -> None:
-    with refused(code):
-        alice.submit(**changes)
+WRONG_JOBS: list[tuple[dict[str, Any], str]] = [
+    ({"profile": "production"}, "policy.profile_mismatch"),
+    ({"not_after": "2020-01-01T00:00:00Z"}, "policy.job_expired"),
+    ({"not_after": "tomorrow"}, "schema.field_invalid"),
+    ({"nodes": []}, "schema.field_invalid"),
+    ({"nodes": ["../x"]}, "schema.field_invalid"),
+    ({"nodes": "all"}, "schema.field_invalid"),
+    ({"dataset": {}}, "schema.field_missing"),
+    ({"dataset": None}, "schema.field_missing"),
+    ({"name": "x\n"}, "schema.field_invalid"),
+]
+
+
+def test_a_job_that_is_wrong_is_refused_with_its_code(alice: Any) -> None:
+    for changes, code in WRONG_JOBS:
+        with refused(code):
+            alice.submit(**changes)
     assert alice.client.list() == []
 
 
@@ -185,29 +187,29 @@ def test_a_step_taken_twice_changes_nothing_and_a_stale_one_is_refused(alice: An
     assert [e["state"] for e in alice.client.events(job, after=3)] == ["ticketed", "awaiting_approval"]
 
 
-@pytest.mark.parametrize(
-    ("step", "code"),
-    [
-        (Step("leased", "admitted"), "policy.conflict"),
-        (Step("leased", "cancelled", code="job.cancelled"), "policy.not_authorised"),
-        (Step("leased", "delivered"), "policy.conflict"),
-        (Step("leased", "refused"), "schema.field_invalid"),
-        (Step("leased", "ticketed", code="policy.denied"), "schema.field_invalid"),
-        (Step("leased", "refused", code="made.up"), "schema.field_invalid"),
-        (
-            Step("leased", "refused", code="privacy.cohort_refused", detail="9 patients"),
-            "schema.field_invalid",
-        ),
-        (Step("leased", "ticketed", detail="hm"), "schema.field_invalid"),
-        (Step("leased", "nowhere"), "schema.field_invalid"),
-        (Step("leased", "refused", code="policy.denied", surface={"free": "text"}), "schema.field_missing"),
-    ],
-)
-def test_a_node_can_take_only_the_steps_of_the_table(alice: Any, node: Any, step: Step, code: str) -> None:
+WRONG_STEPS = [
+    (Step("leased", "admitted"), "policy.conflict"),
+    (Step("leased", "cancelled", code="job.cancelled"), "policy.not_authorised"),
+    (Step("leased", "delivered"), "policy.conflict"),
+    (Step("leased", "refused"), "schema.field_invalid"),
+    (Step("leased", "ticketed", code="policy.denied"), "schema.field_invalid"),
+    (Step("leased", "refused", code="made.up"), "schema.field_invalid"),
+    (
+        Step("leased", "refused", code="privacy.cohort_refused", detail="9 patients"),
+        "schema.field_invalid",
+    ),
+    (Step("leased", "ticketed", detail="hm"), "schema.field_invalid"),
+    (Step("leased", "nowhere"), "schema.field_invalid"),
+    (Step("leased", "refused", code="policy.denied", surface={"free": "text"}), "schema.field_missing"),
+]
+
+
+def test_a_node_can_take_only_the_steps_of_the_table(alice: Any, node: Any) -> None:
     job = alice.submit()
     node.client.lease()
-    with refused(code):
-        node.client.transition(job, step)
+    for step, code in WRONG_STEPS:
+        with refused(code):
+            node.client.transition(job, step)
     assert alice.client.get(job)["state"] == "leased"
 
 
@@ -264,8 +266,6 @@ def test_an_unnamed_artifact_is_not_delivered(alice: Any, node: Any) -> None:
 
 
 def test_a_silent_node_loses_its_job(running: Any, alice: Any, node: Any) -> None:
-    from datetime import timedelta
-
     job = alice.submit()
     node.client.lease(silent_period_s=100)
     assert node.client.heartbeat(job, 200) == "leased"
@@ -277,13 +277,9 @@ def test_a_silent_node_loses_its_job(running: Any, alice: Any, node: Any) -> Non
 
 
 def test_a_job_that_nobody_takes_expires(running: Any, alice: Any) -> None:
-    from datetime import timedelta
-
     job = alice.submit(not_after="2090-01-01T00:00:00Z")
     running.ahead = timedelta(days=365 * 70)
     with running.service.database.write() as db:
-        from rapha.coordinator import leases
-
         now = running.service.now_ms()
         assert leases.overdue(db, now=now)
         assert leases.sweep(db, now=now) == [job]

@@ -37,7 +37,10 @@ def test_the_published_note_of_the_go_implementation_verifies() -> None:
     assert checkpoint.key_hash("PeterNeumann", key).hex() == "c74f20a3"
     expected = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW"
     assert checkpoint.verifier_text("PeterNeumann", key) == expected
-    text = "If you think cryptography is the answer to your problem,\nthen you don't know what your problem is.\n"
+    text = (
+        "If you think cryptography is the answer to your problem,\n"
+        "then you don't know what your problem is.\n"
+    )
     signature = base64.b64decode(
         "x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM="
     )
@@ -101,7 +104,7 @@ def test_a_root_has_one_spelling() -> None:
 
 
 def test_another_log_or_key_is_refused() -> None:
-    with pytest.raises(Refused, match="of 'log.example/rapha'"):
+    with pytest.raises(Refused, match=r"of 'log\.example/rapha'"):
         checkpoint.verify(NOTE, origin="log.example/other", key=KEY.verify_key)
     with pytest.raises(Refused, match="another key"):
         checkpoint.verify(NOTE, origin=HEAD.origin, key=SigningKey.generate().verify_key)

@@ -156,7 +156,7 @@ def test_page_says_everything() -> None:
         "7.9 s",
         "0.991",
         "0.978 to 0.999",
-        "this model, AUROC 0.991",
+        "this model, AUROC 0.991 (0.978 to 0.999)",
         "fewer than 10 patients",
         "consent.opted_out",
         "96,117 bits (12.0 kB)",

@@ -57,11 +57,14 @@ def appraise(posture: Posture, expected: Expected) -> Appraisal:
     """
     try:
         quote = _open_simulated(posture.evidence, list(expected.simulated_roots))
+        bound = expected_report_data(posture)
     except Refused as refused:
-        raise Refused("posture.evidence_invalid", refused.detail) from None
+        raise _invalid(refused.detail) from None
     if quote.measurement not in set(expected.measurements):
         raise _invalid(f"measurement {quote.measurement[:16]}… is not on the allow-list")
-    _check_binding(posture, quote, expected)
+    _check_binding(posture, expected)
+    if not hmac.compare_digest(quote.report_data, bound):
+        raise _invalid("report data is not that of these keys, nonce, subject and policy")
     if quote.tcb_status != "UpToDate" or quote.debug:
         raise _invalid(f"TCB status is {quote.tcb_status}{', debug on' if quote.debug else ''}")
     if not quote.issued - SKEW_S <= expected.now <= quote.issued + LIFETIME_S:
@@ -92,15 +95,13 @@ def _open_simulated(evidence: SimulatedEvidence, roots: list[VerifyKey]) -> Simu
     return SimulatedQuote.parse(quote.predicate, "quote")
 
 
-def _check_binding(posture: Posture, quote: SimulatedQuote, expected: Expected) -> None:
+def _check_binding(posture: Posture, expected: Expected) -> None:
     found = (posture.node, posture.nonce, posture.subject, posture.policy, posture.signing_key)
     wanted = (expected.node, expected.nonce, expected.subject, expected.policy, expected.signing_key)
     names = ("node", "nonce", "subject", "policy", "signing key")
     wrong = [n for n, f, w in zip(names, found, wanted, strict=True) if not hmac.compare_digest(f, w)]
     if wrong:
         raise _invalid(f"bound to another {wrong[0]}")
-    if not hmac.compare_digest(quote.report_data, expected_report_data(posture)):
-        raise _invalid("report data is not that of these keys, nonce, subject and policy")
 
 
 def _invalid(detail: str) -> Refused:

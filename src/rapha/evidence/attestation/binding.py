@@ -8,6 +8,7 @@ from typing import Final
 from rapha.evidence import hpke
 from rapha.evidence.keys import VerifyKey
 from rapha.spec.attestation import Posture
+from rapha.spec.refusals import Refused
 
 CONTEXT: Final = b"rapha-attest-v1\x00"
 NO_SUBJECT: Final = "00" * 32
@@ -23,16 +24,26 @@ def report_data(*, nonce: str, signing_key: str, hpke_key: str, subject: str, po
         hpke_key: base64 raw X25519 public key.
         subject: hex SHA-256 of the job, or of the receipt after it; `NO_SUBJECT` at enrolment.
         policy: hex SHA-256 over the policy bundles in force.
+
+    Raises:
+        Refused: `schema.field_invalid` where a part is malformed; a part of another length would move the
+            bounds between parts.
     """
     parts = (
         CONTEXT,
-        bytes.fromhex(nonce),
+        _bytes32(nonce, "nonce"),
         hashlib.sha256(VerifyKey.from_text(signing_key).spki).digest(),
         hashlib.sha256(hpke.parse_public(hpke_key).public_bytes_raw()).digest(),
-        bytes.fromhex(subject),
-        bytes.fromhex(policy),
+        _bytes32(subject, "subject"),
+        _bytes32(policy, "policy"),
     )
     return hashlib.sha512(b"".join(parts)).hexdigest()
+
+
+def _bytes32(text: str, name: str) -> bytes:
+    if len(text) != 64 or text.strip("0123456789abcdef"):
+        raise Refused("schema.field_invalid", f"{name}: expected 32 bytes in lower-case hex")
+    return bytes.fromhex(text)
 
 
 def expected_report_data(posture: Posture) -> str:

@@ -95,7 +95,7 @@ def _measure(
     """Run `predict` on the rebuilt bytes over inputs only; the dataset process compares with the labels."""
     if admitted.job.predict is None:
         raise Refused("node.internal", "trusted metrics without a predict command passed intake")
-    out, log = work / "predictions", work / "predict.log"
+    out, log = work / "predictions", node.log_file(admitted.id, "predict")
     out.mkdir(mode=0o700)
     with consented.data.serve("test") as broker:
         spec = walls(

@@ -105,7 +105,7 @@ def _probe(node: Node, admitted: Admitted, work: Path) -> dict[str, Literal["unr
         ("node-state", str(node.state.resolve())),
     ]
     argument = json.dumps([url.hostname, port, *hidden])
-    log = work / "probe.log"
+    log = node.log_file(admitted.id, "probe")
     spec = walls(
         node,
         admitted,

@@ -52,7 +52,7 @@ def train(node: Node, admitted: Admitted, consented: Consented, work: Path) -> T
     """
     outputs = work / "outputs"
     outputs.mkdir(mode=0o700)
-    log = work / "train.log"
+    log = node.log_file(admitted.id, "train")
     with consented.data.serve("train") as broker:
         spec = walls(
             node,

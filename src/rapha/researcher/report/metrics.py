@@ -115,7 +115,8 @@ def _roc(trusted: Mapping[str, float]) -> Curve | None:
     points = _unit(plots.roc_points(trusted))
     if not points:
         return None
-    area = f"{_decimal(trusted['auroc'])}" if "auroc" in trusted else "not released"
+    row = _row("auroc", trusted) if "auroc" in trusted else None
+    area = f"{row.value} ({row.interval})" if row else "not released"
     table = tuple((f"{x:.1f}", _decimal(y)) for x, y in points)
     return Curve(plots.roc(points, area), table)
 

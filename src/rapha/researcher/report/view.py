@@ -97,15 +97,15 @@ def read(
     if metrics and canonical.digest(dict(metrics)) not in {r.sha256 for r in guard.released}:
         raise Refused("schema.field_invalid", "metrics: not the bytes of an artifact that the receipt names")
     shown = numbers.read(metrics)
-    covert = _covert(receipt.covert_bound_bits, sum(r.bytes for r in guard.released))
+    bound = covert(receipt.covert_bound_bits, sum(r.bytes for r in guard.released))
     return Finished(
         job=receipt.job.name,
-        headline=_headline(receipt, shown, covert),
+        headline=_headline(receipt, shown, bound),
         facts=_facts(receipt, str(bundle["profile"])),
         timeline=_timeline(in_order(timeline)) if timeline else None,
         funnel=_funnel(receipt.dataset),
         metrics=shown,
-        covert=covert,
+        covert=bound,
         use=_use(receipt),
         artifacts=tuple((r.name, f"{r.bytes:,}", r.sha256) for r in guard.released),
     )
@@ -121,13 +121,13 @@ def _check(bundle: bundles.Bundle, receipt: Receipt, guard: GuardSection, verifi
         raise Refused("schema.field_invalid", "the verification is of other artifacts")
 
 
-def _headline(receipt: Receipt, shown: numbers.Metrics, covert: Covert) -> Pairs:
+def _headline(receipt: Receipt, shown: numbers.Metrics, bound: Covert) -> Pairs:
     measured = (("Measured by the node", shown.headline),) if shown.headline else ()
     return (
         *measured,
         ("Unique records, at most", f"{receipt.usage.records:,}"),
-        ("Released", covert.released),
-        ("Could be hidden in it, at most", f"{covert.bits} bits"),
+        ("Released", bound.released),
+        ("Covert-channel bound", f"{bound.bits} bits"),
     )
 
 
@@ -168,7 +168,8 @@ def _funnel(dataset: DatasetUse) -> Funnel:
     )
 
 
-def _covert(bits: int, released: int) -> Covert:
+def covert(bits: int, released: int) -> Covert:
+    """A bound in bits and the released bytes, put into words."""
     return Covert(
         bits=f"{bits:,}",
         size=size(-(-bits // 8)),

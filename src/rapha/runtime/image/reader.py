@@ -26,6 +26,7 @@ from rapha.spec.refusals import Refused
 
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _MAX_ARGUMENTS: Final = 256
+_MAX_TEXT: Final = 4096
 
 
 def read(source: Path, limits: Limits = DEFAULT_LIMITS) -> Image:
@@ -160,14 +161,11 @@ def _image(digest: str, config: Mapping[str, Any], files: Mapping[str, bytes]) -
         raise _invalid(f"config: os {config.get('os')!r}, expected 'linux'")
     run = _object(config, "config") if config.get("config") is not None else {}
     labels = _object(run, "Labels") if run.get("Labels") is not None else {}
-    runtime = labels.get(RUNTIME_LABEL)
-    if runtime is not None and not isinstance(runtime, str):
-        raise _invalid(f"config: label {RUNTIME_LABEL} is not a string")
     return Image(
         digest=digest,
         entrypoint=_argv(run.get("Entrypoint"), "Entrypoint") + _argv(run.get("Cmd"), "Cmd"),
         predict=_predict(labels.get(PREDICT_LABEL)),
-        runtime=runtime,
+        runtime=_runtime(labels.get(RUNTIME_LABEL)),
         workdir=_workdir(run.get("WorkingDir")),
         files=files,
     )
@@ -179,9 +177,19 @@ def _argv(value: object, what: str) -> tuple[str, ...]:
     if not isinstance(value, list) or len(value) > _MAX_ARGUMENTS:
         raise _invalid(f"config: {what} is not a list of at most {_MAX_ARGUMENTS} arguments")
     for argument in value:
-        if not isinstance(argument, str) or "\0" in argument:
-            raise _invalid(f"config: {what} has an argument that is not plain text")
+        _check_text(argument, what)
     return tuple(value)
+
+
+def _check_text(value: object, what: str) -> None:
+    if not isinstance(value, str) or len(value) > _MAX_TEXT or not value.isprintable():
+        raise _invalid(f"config: {what} has a value that is not printable text up to {_MAX_TEXT} characters")
+
+
+def _runtime(label: object) -> str | None:
+    if label is not None:
+        _check_text(label, RUNTIME_LABEL)
+    return None if label is None else str(label)
 
 
 def _predict(label: object) -> tuple[str, ...] | None:
@@ -201,6 +209,7 @@ def _predict(label: object) -> tuple[str, ...] | None:
 def _workdir(value: object) -> str:
     if value in (None, ""):
         return "/"
+    _check_text(value, "WorkingDir")
     if not isinstance(value, str) or not value.startswith("/") or posixpath.normpath(value) != value:
         raise Refused("image.path_unsafe", f"config: WorkingDir {str(value)[:200]!r} is not a plain path")
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ _CODE_NAMES: Final = (".py", ".pyc", ".pyo", ".so", ".pyd", ".pth", ".dll", ".ja
 _STARTUP: Final = ("sitecustomize", "usercustomize")
 _COMPILED: Final = range(3000, 4000)
 _PEEK: Final = 64 * 1024
+_OBJECT_DTYPE: Final = re.compile(rb"['\"][|<>=]?O\d*['\"]")
 # Opcodes that call something or name it (pickletools, protocols 0 to 5).
 _CALLING: Final = frozenset(
     {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "REDUCE", "BUILD"}
@@ -88,7 +90,7 @@ def _native(name: str, data: bytes) -> str | None:
 def _pickled(name: str, data: bytes, depth: int = 0) -> str | None:
     if data[:1] == b"\x80" and data[1:2] in (b"\2", b"\3", b"\4", b"\5") and _opcodes(data):
         return "a pickle"
-    if data[:6] == b"\x93NUMPY" and b"O" in _descr(data):
+    if _has_objects(data):
         return "a NumPy array of objects, which is a pickle"
     if name.endswith(_PICKLE_NAMES) or (name.endswith((".pth", ".bin")) and _is_zip(data)):
         return "a pickle by its name"
@@ -119,15 +121,15 @@ def _opcodes(data: bytes) -> set[str]:
             if (position or 0) > _PEEK:
                 return found
     except (ValueError, OverflowError, UnicodeError) as error:
-        # A binary pickle that ends early is still one; a text that only begins like one is not.
-        return found if data[:1] == b"\x80" and len(found) > 1 and "opcode" not in str(error) else set()
+        # A binary pickle that breaks off has called what stands before; text may only begin like one.
+        broken = len(found) > 1 and (found & _CALLING or "opcode" not in str(error))
+        return found if data[:1] == b"\x80" and broken else set()
     return found
 
 
-def _descr(data: bytes) -> bytes:
-    """The dtype of an .npy header (NumPy format, NEP 1)."""
-    header = data[8:4096].partition(b"'descr':")[2].partition(b"'fortran_order'")[0]
-    return header.replace(b"float", b"").upper() if b"O" in header else b""
+def _has_objects(data: bytes) -> bool:
+    """Whether the dtype in an .npy header holds Python objects (NumPy's format, NEP 1)."""
+    return data[:6] == b"\x93NUMPY" and _OBJECT_DTYPE.search(data[:_PEEK]) is not None
 
 
 def _is_zip(data: bytes) -> bool:

@@ -17,6 +17,7 @@ from rapha.runtime.scan.rules import RuleSet, default_rules
 from rapha.spec.refusals import REGISTRY
 
 MAX_FINDINGS: Final = 1000
+MAX_REASON: Final = 400
 _ORDER: Final[dict[Severity, int]] = {"refuse": 0, "warn": 1, "info": 2}
 
 
@@ -109,6 +110,11 @@ def _finding(note: Note, path: str, severity: Severity) -> Finding:
         severity=severity,
         path=path,
         line=note.line or None,
-        reason=note.reason,
+        reason=_quotable(note.reason),
         fix=REGISTRY[note.rule].fix,
     )
+
+
+def _quotable(text: str) -> str:
+    """Reasons quote the image's code, which may hold lone surrogates and be of any length."""
+    return text.encode("utf-8", errors="backslashreplace").decode()[:MAX_REASON]

@@ -27,9 +27,10 @@ def walls(init: int, uid: int) -> dict[str, str]:
     about = tree.status(init)
     if about.get("Seccomp") != _FILTERED:
         return {}
-    apart = [kind for kind in NAMESPACES if _differs(init, kind)]
-    if not tree.status(init):
-        return {}
+    theirs = {kind: tree.namespace(init, kind) for kind in NAMESPACES}
+    if not all(theirs.values()):
+        return {}  # it is ending, and gave up its namespaces first
+    apart = [kind for kind in NAMESPACES if theirs[kind] != tree.namespace("self", kind)]
     capabilities = {about.get(key, "") for key in ("CapPrm", "CapEff", "CapBnd", "CapInh", "CapAmb")}
     expected = {
         "namespaces": (",".join(apart), ",".join(NAMESPACES)),
@@ -42,8 +43,3 @@ def walls(init: int, uid: int) -> dict[str, str]:
         if found != wanted:
             raise WallMissingError(f"{name}: found {found!r}, expected {wanted!r}")
     return {"namespaces": ",".join(apart), "no_new_privs": "yes", "capabilities": "none", "seccomp": "loaded"}
-
-
-def _differs(pid: int, kind: str) -> bool:
-    theirs = tree.namespace(pid, kind)
-    return bool(theirs) and theirs != tree.namespace("self", kind)

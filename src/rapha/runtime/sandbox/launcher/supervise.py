@@ -19,6 +19,8 @@ from rapha.runtime.sandbox.launcher.stage import Stage
 _TICK_S: Final = 0.05
 _LOOK_S: Final = 0.002
 """How often the walls are looked for until they stand; a short command is gone soon after."""
+_STAND_S: Final = 10.0
+"""How long the walls may take to stand; a job whose walls nobody has seen goes no further."""
 _BUSY_SHARE: Final = 4
 """A tick is at least this many times what the last count took, so that a crowd can't eat a core."""
 _DEATH_S: Final = 10.0
@@ -116,6 +118,8 @@ class Supervisor:
             next_s = min(count_at, deadline, now + _TICK_S if self._walls else now + _LOOK_S)
             ready = {fd for fd, _ in poller.poll(max(0.0, next_s - time.monotonic()) * 1000 + 1)}
             self._observe()
+            if not self._walls and now > started + _STAND_S:
+                raise observe.WallMissingError(f"no filter seen after {_STAND_S:.0f} seconds")
             if self._order.control in ready:
                 return "killed"
             for fd in ready & self._streams.keys():

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from rapha_trainer import RaphaDataLoader, release
 
 Matrix = NDArray[np.float32]
@@ -36,7 +37,8 @@ def probabilities(weights: dict[str, Matrix], inputs: Matrix) -> Matrix:
     """The perceptron of train.py, [batch, fields] to [batch, 1]."""
     hidden = np.maximum(inputs @ weights["layer1.weight"].T + weights["layer1.bias"], 0)
     logits = hidden @ weights["layer2.weight"].T + weights["layer2.bias"]
-    return (1 / (1 + np.exp(-np.clip(logits, -30, 30)))).astype(np.float32)
+    sure: Matrix = 1 / (1 + np.exp(-np.clip(logits, -30, 30)))
+    return sure
 
 
 def stack(batch: dict[str, Any], names: list[str]) -> Matrix:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rapha_trainer import RaphaDataLoader, release
-
 import torch
 from torch import Tensor, nn
+
+from rapha_trainer import RaphaDataLoader, release
 
 HIDDEN = 16
 RATE = 0.05
@@ -29,7 +29,7 @@ def moments(names: list[str], label: str) -> tuple[Tensor, Tensor]:
     for batch in RaphaDataLoader(batch_size=1024, as_torch=True):
         inputs = split(batch, names, label)[0].double()
         if count == 0:
-            print(f"first batch: {len(inputs)} records of {len(names)} fields", flush=True)
+            print(f"first batch: {len(inputs)} records of {len(names)} fields", flush=True)  # noqa: T201
         count += len(inputs)
         total += inputs.sum(0)
         squares += (inputs**2).sum(0)
@@ -45,7 +45,7 @@ def train(
     loss_of = nn.BCEWithLogitsLoss()
     parameters = list(model.parameters())
     velocity = [torch.zeros_like(parameter) for parameter in parameters]
-    for batch in loader:
+    for batch in RaphaDataLoader(batch_size=BATCH, shuffle=True, seed=7, epochs=EPOCHS, as_torch=True):
         inputs, labels = split(batch, names, label)
         gradients = torch.autograd.grad(loss_of(model((inputs - mean) / scale), labels), parameters)
         descend(parameters, velocity, gradients)
@@ -76,11 +76,11 @@ def main() -> None:
     """Train, and release."""
     torch.manual_seed(7)
     torch.set_num_threads(1)
-    loader = RaphaDataLoader(batch_size=BATCH, shuffle=True, seed=7, epochs=EPOCHS, as_torch=True)
-    names = [field.name for field in loader.fields if not field.label]
-    (label,) = [field.name for field in loader.fields if field.label]
+    fields = RaphaDataLoader().fields
+    names = [field.name for field in fields if not field.label]
+    (label,) = [field.name for field in fields if field.label]
     mean, scale = moments(names, label)
-    model = train(loader, names, label, mean, scale)
+    model = train(names, label, mean, scale)
     release.weights(folded(model, mean, scale))
 
 
