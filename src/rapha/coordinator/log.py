@@ -154,4 +154,7 @@ def _within(db: Connection, wanted: int) -> None:
 
 def _note(db: Connection, leaf: int) -> str:
     query = select(log_checkpoints.c.note).where(log_checkpoints.c.leaf == leaf)
-    return str(db.execute(query).scalar_one())
+    note = db.execute(query).scalar_one_or_none()
+    if note is None:
+        raise Refused("policy.log_invalid", f"the stored log has no checkpoint over leaf {leaf}")
+    return str(note)

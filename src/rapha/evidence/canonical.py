@@ -30,6 +30,8 @@ def dumps(value: Any) -> bytes:
 def loads(data: bytes, *, limit: int = MAX_BYTES) -> Any:
     """Parse strict JSON: UTF-8, no duplicate key, no NaN or infinity, no lone surrogate, bounded size and depth.
 
+    An integer of 2^53 or more is a float, and refuses where no double is equal to it.
+
     Raises:
         Refused: `schema.json` or `schema.too_large`.
     """
@@ -41,6 +43,7 @@ def loads(data: bytes, *, limit: int = MAX_BYTES) -> Any:
             object_pairs_hook=_unique,
             parse_constant=_no_constant,
             parse_float=_finite,
+            parse_int=_exact,
         )
         if b"\\u" in data:  # only an escape can spell half of a surrogate pair, and it has no UTF-8 form
             json.dumps(value, ensure_ascii=False).encode()
@@ -88,6 +91,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def _exact(text: str) -> int | float:
+    # RFC 8785 writes every number as a double: one of 2^53 or more that has no fraction looks like an integer.
+    value = int(text)
+    if abs(value) < 2**53:
+        return value
+    if float(text) != value:
+        raise ValueError("an integer is beyond 2^53 and no double")
+    return float(text)
 
 
 def _finite(text: str) -> float:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Objects = list[dict[str, Any]]
+Hashes = list[bytes]
 ATTEMPTS: Final = 6
 BACKOFF_S: Final = 0.1
 MAX_WAIT_S: Final = 25.0
@@ -128,6 +129,13 @@ class CoordinatorClient:
     def checkpoint(self) -> dict[str, Any]:
         """The log's newest checkpoint: `{"checkpoint", "origin", "log_key"}`."""
         return self._object("GET", "/v1/log/checkpoint")
+
+    def consistency(self, first: int, second: int) -> Hashes:
+        """Proof that the log of `second` leaves extends the one of `first` (RFC 9162)."""
+        if first == 0:
+            return []  # every log extends the empty one
+        target = f"/v1/log/consistency?first={first}&second={second}"
+        return [bytes.fromhex(h) for h in self._object("GET", target)["proof"]]
 
     def _object(self, method: str, target: str, body: object = None, *, wait: float = 0.0) -> dict[str, Any]:
         data = b"" if body is None else canonical.dumps(body)

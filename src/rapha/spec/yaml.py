@@ -54,7 +54,8 @@ class _Loader(yaml.SafeLoader):
 
 
 def _error(problem: str, at: yaml.Event | yaml.Node) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(None, None, problem, at.start_mark)
+    mark: Any = at.start_mark
+    return yaml.MarkedYAMLError(None, None, problem, mark)
 
 
 def _float(loader: _Loader, node: yaml.ScalarNode) -> float:

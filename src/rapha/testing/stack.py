@@ -181,6 +181,33 @@ class Stack:
         return Project(folder)
 
 
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """One finished job: its results lie in `out` as `rapha demo` leaves them."""
+
+    stack: Stack
+    job: str
+    out: Path
+    bundle: bytes
+    states: tuple[str, ...]
+
+
+def deliver(stack: Stack, out: Path) -> Delivered:
+    """Run the world's job to its results.
+
+    Raises:
+        Refused: the job's own code if it isn't delivered.
+    """
+    signed = stack.submit()
+    states: list[str] = []
+    last = stack.follow(signed, lambda event: states.append(str(event["state"])))
+    if last["state"] != "delivered":
+        raise Refused(str(last.get("code") or "node.internal"), str(last.get("detail") or ""))
+    bundle = stack.fetch(signed, out)
+    (out / "trust.json").write_bytes(stack.world.trust.read_bytes())
+    return Delivered(stack, signed.id, out, bundle, tuple(states))
+
+
 @contextmanager
 def stack(root: Path, case: str = "tabular") -> Iterator[Stack]:
     """Make a world in `root`, start its coordinator, enrol its node and its developer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from rapha.runtime.policy.bundle import DEFAULT, Bundle
 from rapha.runtime.policy.suite import Result, run_suite
 from rapha.spec.refusals import Refused
 
+README = Path(__file__).parents[3] / "policies" / "README.md"
 RULE = """package rapha.admission
 
 import rego.v1
@@ -135,3 +137,10 @@ def test_an_example_that_is_no_input_document_refuses(folder: Path) -> None:
     (folder / "admissible.json").write_text('{"job": {}}')
     with pytest.raises(Refused, match=r"schema\."):
         run_suite(folder)
+
+
+def test_the_examples_of_the_readme_are_a_tested_set(tmp_path: Path) -> None:
+    rule, test = re.findall(r"```rego\n(.*?)```", README.read_text(), re.S)
+    (tmp_path / "kind.rego").write_text(rule)
+    (tmp_path / "kind_test.rego").write_text(TESTS_HEAD + ALLOW + test)
+    assert failed(run_suite(tmp_path)) == []

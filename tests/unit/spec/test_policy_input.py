@@ -10,8 +10,11 @@ import pytest
 from pydantic import ValidationError
 
 from rapha.runtime.policy.bundle import DEFAULT, EXAMPLE
+from rapha.spec.agreement import Agreement
 from rapha.spec.base import Model
-from rapha.spec.policy import AdmissionInput, Decision, Reason
+from rapha.spec.dataset import DatasetManifest
+from rapha.spec.job import Job
+from rapha.spec.policy import AdmissionInput, AgreementTerms, DatasetTerms, Decision, JobFacts, Reason
 from rapha.spec.refusals import REGISTRY, Refused
 
 DIGEST = "0" * 64
@@ -175,3 +178,115 @@ def test_several_reasons_refuse_as_denied_and_list_every_code() -> None:
 def test_a_reason_needs_a_code_that_policy_may_give(code: str) -> None:
     with pytest.raises(ValidationError):
         reason(code)
+
+
+def job(**changes: Any) -> Job:
+    tensor = {"name": "w", "dtype": "F32", "shape": [10, 4], "min": -1.0, "max": 1.0}
+    parts = [{"field": "b", "gte": 1}, {"not": {"field": "a", "eq": 1}}, {"field": "b", "lt": 0}]
+    fields: dict[str, Any] = {
+        "kind": "train",
+        "name": "a-job",
+        "purpose": "research/diagnosis",
+        "not_after": "2030-01-01T00:00:00Z",
+        "nodes": "any",
+        "entrypoint": ["python3", "train.py"],
+        "model": {"architecture": "mlp", "base": None},
+        "dataset": {
+            "profile": "tabular.breast-fna",
+            "modality": "tabular",
+            "cohort": {"any": parts},
+            "max_records": 500,
+        },
+        "outputs": {
+            "version": 1,
+            "weights": {"file": "m.safetensors", "release_dtype": "bf16", "tensors": [tensor]},
+            "max_bytes": 100000,
+        },
+        "assurance": "tee",
+        "budget": {"currency": "USDC", "max": "12.50"},
+        "image": "sha256:" + DIGEST,
+        "recipient": "A" * 43 + "=",
+        "compute": {"cpus": 1, "memory_bytes": 2**28, "gpus": 0, "wall_clock_s": 60},
+    }
+    return Job.parse(fields | changes)
+
+
+def test_the_facts_of_a_job() -> None:
+    asked = job()
+    facts = JobFacts.of(asked, DIGEST)
+    assert facts.dataset.cohort_fields == ("a", "b")
+    assert facts.outputs.bytes == asked.outputs.released_bytes > 0
+    assert (facts.outputs.parameters, facts.outputs.release_dtype, facts.outputs.has_weights) == (
+        40,
+        "bf16",
+        True,
+    )
+    assert (facts.network, facts.assurance, facts.budget_max) == (False, "tee", "12.50")
+
+
+def test_the_facts_of_a_job_without_weights_or_budget() -> None:
+    field = {"name": "loss", "type": "number", "min": 0, "max": 9, "decimals": 3}
+    outputs = {"version": 1, "self_reported": {"file": "metrics.json", "fields": [field]}, "max_bytes": 10000}
+    facts = JobFacts.of(job(outputs=outputs, budget=None), DIGEST)
+    assert (facts.outputs.has_weights, facts.outputs.release_dtype, facts.budget_max) == (False, None, None)
+
+
+def key(letter: str) -> str:
+    return letter * 59 + "="
+
+
+AGREEMENT: dict[str, Any] = {
+    "id": "agreement-1",
+    "hospital": {"id": "st-elsewhere", "name": "St Elsewhere", "key": key("A")},
+    "company": {"id": "acme-ai", "name": "Acme AI", "key": key("B")},
+    "not_before": "2026-01-01T00:00:00Z",
+    "not_after": "2027-01-01T00:00:00Z",
+    "developers": [{"name": "D", "role": "developer", "key": key("C")}],
+    "approvers": [{"name": "A", "role": "guardian", "key": key("D")}],
+    "approvals_required": 1,
+    "reviewers": [{"name": "R", "role": "reviewer", "key": key("E")}],
+    "reviews_required": 1,
+    "nodes": [{"id": "node-1", "receipt_key": key("F")}],
+    "measurements": [DIGEST],
+    "datasets": ["breast-fna"],
+    "purposes": ["research/diagnosis"],
+    "max_output_bytes": 1024,
+    "price_per_record": "0.05",
+    "currency": "USDC",
+    "least_assurance": "simulated",
+    "documents": None,
+}
+MANIFEST: dict[str, Any] = {
+    "dataset": "breast-fna",
+    "title": "Breast FNA",
+    "profile": "tabular.breast-fna",
+    "modality": "tabular",
+    "fields": [{"name": "mean_radius", "dtype": "float32"}],
+    "purposes": ["research/diagnosis"],
+    "price_per_record": "0.05",
+    "provenance": {"source": "s", "licence": "l"},
+    "source": {
+        "kind": "folder",
+        "format": "parquet",
+        "path": "records",
+        "files": [{"name": "a.parquet", "sha256": DIGEST, "size": 1}],
+    },
+    "patient_id": "patient",
+    "organisations": ["acme-ai"],
+    "consent_basis": "Art. 9(2)(j)",
+    "opt_outs": "opt-outs.txt",
+    "salt": DIGEST,
+}
+
+
+def test_the_terms_of_an_agreement_name_the_company() -> None:
+    terms = AgreementTerms.of(Agreement.parse(AGREEMENT)).dump()
+    assert terms.pop("organisation") == "acme-ai"
+    assert terms == {name: AGREEMENT[name] for name in terms}
+
+
+def test_the_terms_of_a_manifest_leave_its_files_at_home() -> None:
+    terms = DatasetTerms.of(DatasetManifest.parse(MANIFEST)).dump()
+    assert (terms.pop("id"), terms.pop("minimum_cell")) == ("breast-fna", 10)
+    assert terms == {name: MANIFEST[name] for name in terms}
+    assert not {"source", "salt", "patient_id", "opt_outs"} & set(terms)

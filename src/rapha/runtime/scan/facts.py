@@ -11,10 +11,12 @@ from rapha.runtime.scan.fold import fold
 from rapha.runtime.scan.names import IMPORTERS, PLAIN_BUILTINS, Names
 from rapha.runtime.scan.rules import RuleSet
 from rapha.runtime.scan.scopes import rebound
+from rapha.runtime.scan.tree import telling
 
 How = Literal["import", "read", "write", "computed"]
 MAX_SOURCE: Final = 1024 * 1024
 """Bytes of one Python file; a larger one can't be judged in time."""
+_MAX_STARS: Final = 16
 _ATTRIBUTE_CALLS: Final = frozenset(
     {"builtins.getattr", "builtins.hasattr", "builtins.setattr", "builtins.delattr"}
 )
@@ -85,7 +87,8 @@ class _Collector:
         self.facts = Facts()
         self._rules = rules
         self._spoken_for: set[int] = set()
-        nodes = list(ast.walk(tree))
+        self._asked_of_stars: set[str] = set()
+        nodes = telling(tree)
         self._names = Names(rules.builtins, rebound(tree, nodes, rules.builtins | PLAIN_BUILTINS))
         for node in nodes:
             if isinstance(node, ast.Import | ast.ImportFrom):
@@ -110,12 +113,20 @@ class _Collector:
         self.facts.imports.append((module, node.lineno))
         for alias in node.names:
             if alias.name == "*":
-                self.facts.stars.append(module)
+                self._star(module, node.lineno)
                 self.facts.uses.append(Use(module, node.lineno, "import"))
                 continue
             name = f"{module}.{alias.name}" if node.module else module + alias.name
             self._names.alias(alias.asname or alias.name, name, node.lineno)
             self._imported(name, node.lineno)
+
+    def _star(self, module: str, line: int) -> None:
+        if len(self.facts.stars) == _MAX_STARS:
+            self.facts.notes.append(
+                Note("image.dynamic_code", line, "There are more `import *` than can be followed.")
+            )
+        else:
+            self.facts.stars.append(module)
 
     def _imported(self, name: str, line: int) -> None:
         self.facts.imports.append((name, line))
@@ -139,11 +150,15 @@ class _Collector:
                     self._spoken_for.add(id(right))
             case ast.Name(ctx=ast.Load()):
                 self._expression(node)
-                if node.id not in self._names.aliases:
-                    for star in self.facts.stars:
-                        self._use(f"{star}.{node.id}", node.lineno, "read")
+                self._from_star(node)
             case _:
                 pass
+
+    def _from_star(self, node: ast.Name) -> None:
+        if node.id not in self._names.aliases and node.id not in self._asked_of_stars:
+            self._asked_of_stars.add(node.id)
+            for star in self.facts.stars:
+                self._use(f"{star}.{node.id}", node.lineno, "read")
 
     def _expression(self, node: ast.Attribute | ast.Call | ast.Name | ast.Subscript) -> None:
         """Note the outermost dotted name once, as read or written."""

@@ -37,9 +37,7 @@ def moments(names: list[str], label: str) -> tuple[Tensor, Tensor]:
     return mean.float(), (squares / count - mean**2).clamp(min=1e-12).sqrt().float()
 
 
-def train(
-    loader: RaphaDataLoader, names: list[str], label: str, mean: Tensor, scale: Tensor
-) -> nn.Sequential:
+def train(names: list[str], label: str, mean: Tensor, scale: Tensor) -> nn.Sequential:
     """A two-layer perceptron on standardised inputs; its output is a logit."""
     model = nn.Sequential(nn.Linear(len(names), HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
     loss_of = nn.BCEWithLogitsLoss()
