@@ -24,6 +24,7 @@ from rapha.researcher.client import CoordinatorClient
 from rapha.spec.refusals import Refused
 from rapha.spec.surface import Surface
 
+PROGRAM = "import sys; from rapha.cli.main import run; sys.exit(run(sys.argv[1:]))"
 ORIGIN = "rapha.demo/log"
 DATA = "tabular.fna"
 STATES = ("leased", "ticketed", "awaiting_approval", "admitted", "running", "guarding")
@@ -52,10 +53,9 @@ class Server:
     def start(self) -> str:
         url_file = self.work / "url"
         url_file.unlink(missing_ok=True)
-        program = "import sys; from rapha.cli.main import run; sys.exit(run(sys.argv[1:]))"
         options = ["--work", str(self.work), "--port", self.port, "--url-file", str(url_file)]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", program, "coordinator", "serve", *options], stdout=subprocess.DEVNULL
+            [sys.executable, "-c", PROGRAM, "coordinator", "serve", *options], stdout=subprocess.DEVNULL
         )
         while not url_file.exists():
             assert self.process.poll() is None
@@ -142,11 +142,12 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
                 notes.append(client.checkpoint()["checkpoint"])
 
             for _ in range(3):
-                goal = len(submitted) + 4
+                jobs, receipts = len(submitted) + 3, len(delivered) + 1
                 threads = [threading.Thread(target=_until_gone, args=(call,)) for call in (_submit, _deliver)]
                 for thread in threads:
                     thread.start()
-                while len(submitted) < goal:
+                while len(submitted) < jobs or len(delivered) < receipts:
+                    assert all(thread.is_alive() for thread in threads)
                     time.sleep(0.001)
                 server.end(signal.SIGKILL)
                 for thread in threads:
@@ -187,21 +188,9 @@ def _check_log(client: CoordinatorClient, log_key: VerifyKey, notes: list[str], 
 def test_a_second_server_on_the_same_directory_is_refused(tmp_path: Path) -> None:
     with serving(tmp_path / "w") as server:
         server.start()
-        program = "import sys; from rapha.cli.main import run; sys.exit(run(sys.argv[1:]))"
+        options = ["serve", "--work", str(server.work), "--port", "0"]
         refused = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                program,
-                "coordinator",
-                "serve",
-                "--work",
-                str(server.work),
-                "--port",
-                "0",
-            ],
-            capture_output=True,
-            text=True,
+            [sys.executable, "-c", PROGRAM, "coordinator", *options], capture_output=True, text=True
         )
         assert refused.returncode == 3
         assert "node.busy" in refused.stderr

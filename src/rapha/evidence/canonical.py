@@ -30,7 +30,7 @@ def dumps(value: Any) -> bytes:
 def loads(data: bytes, *, limit: int = MAX_BYTES) -> Any:
     """Parse strict JSON: UTF-8, no duplicate key, no NaN or infinity, no lone surrogate, bounded size and depth.
 
-    An integer of 2^53 or more is a float, and refuses where no double is equal to it.
+    An integer of 2^53 or more is a float, and refuses where it is not how RFC 8785 writes one.
 
     Raises:
         Refused: `schema.json` or `schema.too_large`.
@@ -94,13 +94,14 @@ def _no_constant(name: str) -> Any:
 
 
 def _exact(text: str) -> int | float:
-    # RFC 8785 writes every number as a double: one of 2^53 or more that has no fraction looks like an integer.
+    # RFC 8785 writes every number as a double: from 2^53 to 10^21 they look like integers.
     value = int(text)
     if abs(value) < 2**53:
         return value
-    if float(text) != value:
-        raise ValueError("an integer is beyond 2^53 and no double")
-    return float(text)
+    number = _finite(text)
+    if rfc8785.dumps(number) != text.encode():
+        raise ValueError("an integer is beyond 2^53 and not how a double is written")
+    return number
 
 
 def _finite(text: str) -> float:

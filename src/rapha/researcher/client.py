@@ -66,7 +66,7 @@ class CoordinatorClient:
 
     def catalogue(self) -> Objects:
         """What nodes offer: `[{"node", "public_key", "entries": [envelope]}]`."""
-        return list(self._object("GET", "/v1/catalogue")["nodes"])
+        return _objects(self._object("GET", "/v1/catalogue"), "nodes")
 
     def submit(self, job: dsse.EnvelopeDict, image: dsse.EnvelopeDict, archive: Path) -> dict[str, Any]:
         """Upload the image archive and submit the signed job; repeating it gives the same job."""
@@ -87,8 +87,9 @@ class CoordinatorClient:
         target: str | None = f"/v1/jobs?limit={_PAGE}"
         while target is not None:
             page = self._object("GET", target)
-            found += page["jobs"]
-            target = f"/v1/jobs?limit={_PAGE}&after={page['next']}" if page["next"] else None
+            found += _objects(page, "jobs")
+            following = page.get("next")
+            target = f"/v1/jobs?limit={_PAGE}&after={following}" if following else None
         return found[::-1]
 
     def get(self, job: str) -> dict[str, Any]:
@@ -97,7 +98,7 @@ class CoordinatorClient:
 
     def explain(self, job: str) -> Objects:
         """Each node as eligible, or why not: `[{"node", "eligible", "reasons"}]`."""
-        return list(self._object("GET", f"/v1/jobs/{job}/explain")["nodes"])
+        return _objects(self._object("GET", f"/v1/jobs/{job}/explain"), "nodes")
 
     def cancel(self, job: str) -> dict[str, Any]:
         """Cancel a job from which nothing was released."""
@@ -106,7 +107,10 @@ class CoordinatorClient:
     def events(self, job: str, *, after: int = 0, wait: float = 0.0) -> Objects:
         """Events after number `after`; waits up to `wait` seconds for the first."""
         found = self._object("GET", f"/v1/jobs/{job}/events?after={after}&wait={_bounded(wait)}", wait=wait)
-        return list(found["events"])
+        events = _objects(found, "events")
+        if not all(isinstance(e.get("seq"), int) and isinstance(e.get("state"), str) for e in events):
+            raise Refused("policy.unavailable", "the coordinator's answer has malformed events")
+        return events
 
     def put_exchange(self, job: str, slot: str, message: Mapping[str, Any]) -> None:
         """Write a slot, once."""
@@ -116,7 +120,7 @@ class CoordinatorClient:
         """Read a slot, waiting up to `wait` seconds for it."""
         target = f"/v1/jobs/{job}/exchange/{slot}?wait={_bounded(wait)}"
         response = self._repeat(lambda: self._checked("GET", target, wait=wait))
-        return None if response.status_code == 204 else dict(canonical.loads(response.content))
+        return None if response.status_code == 204 else _object(canonical.loads(response.content))
 
     def bundle(self, job: str) -> dict[str, Any]:
         """`{"bundle": core, "log": {"checkpoint", "index", "size", "proof"}}`, once delivered."""
@@ -135,13 +139,16 @@ class CoordinatorClient:
         if first == 0:
             return []  # every log extends the empty one
         target = f"/v1/log/consistency?first={first}&second={second}"
-        return [bytes.fromhex(h) for h in self._object("GET", target)["proof"]]
+        try:
+            return [bytes.fromhex(h) for h in self._object("GET", target)["proof"]]
+        except (KeyError, TypeError, ValueError):
+            raise Refused("policy.log_invalid", "the log gave no consistency proof") from None
 
     def _object(self, method: str, target: str, body: object = None, *, wait: float = 0.0) -> dict[str, Any]:
         data = b"" if body is None else canonical.dumps(body)
         headers = {} if body is None else {"Content-Type": "application/json"}
         response = self._repeat(lambda: self._checked(method, target, data, headers=headers, wait=wait))
-        return dict(canonical.loads(response.content))
+        return _object(canonical.loads(response.content))
 
     def _checked(
         self,
@@ -175,14 +182,28 @@ class CoordinatorClient:
         raise failed
 
 
+def _object(answer: Any) -> dict[str, Any]:
+    if not isinstance(answer, dict):
+        raise Refused("policy.unavailable", "the coordinator's answer is no object")
+    return answer
+
+
+def _objects(answer: Mapping[str, Any], name: str) -> Objects:
+    found = answer.get(name)
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise Refused("policy.unavailable", f"the coordinator's answer has no {name}")
+    return found
+
+
 def _refusal(response: httpx.Response) -> Refused:
     """The coordinator's own code; an answer without one is no answer."""
     try:
         problem = canonical.loads(response.content)
     except Refused:
         problem = None
-    if isinstance(problem, dict) and problem.get("code") in REGISTRY:
-        return Refused(problem["code"], str(problem.get("detail", ""))[:2000])
+    code = problem.get("code") if isinstance(problem, dict) else None
+    if isinstance(code, str) and code in REGISTRY:
+        return Refused(code, str(problem.get("detail", ""))[:2000])
     return Refused("policy.unavailable", f"the coordinator answered with status {response.status_code}")
 
 

@@ -49,6 +49,7 @@ BAD: dict[str, bytes] = {
     "unterminated text": b'"' + b"\\" * 9,
     "too many digits": b"9" * 5000,
     "integer that no double is": b"9007199254740993",
+    "integer beyond 10^21": b"1" + b"0" * 22,
     "integer beyond every double": b"1" + b"0" * 400,
     "leading zero": b"01",
     "plus": b"+1",
@@ -103,7 +104,6 @@ NOT_CANONICAL: dict[str, bytes] = {
     "more digits than a double has": b"0.10000000000000001",
     "upper-case exponent": b"1E-7",
     "padded exponent": b"1e-07",
-    "integer beyond 10^21": b"1" + b"0" * 22,
 }
 
 
@@ -179,7 +179,7 @@ def test_refuses_to_write_what_json_cannot_express(value: Any) -> None:
 def test_what_is_written_is_read_back_and_is_its_own_canonical_form(value: Any) -> None:
     data = canonical.dumps(value)
     assert canonical.dumps(canonical.loads_canonical(data)) == data
-    assert canonical.digest(json.loads(data)) == canonical.digest(value)
+    assert canonical.digest(canonical.loads(data)) == canonical.digest(value)
 
 
 @given(TREES, st.integers(0), st.sampled_from(b' \t\n,:[]{}"0'))

@@ -182,7 +182,7 @@ def test_every_tree_extends_the_empty_one() -> None:
     tree = tree_of(3)
     merkle.verify_consistency(0, EMPTY_ROOT, 3, tree.root(), [])
     merkle.verify_consistency(0, EMPTY_ROOT, 0, EMPTY_ROOT, [])
-    bad = [(0, tree.root(), 3, tree.root(), []), (0, EMPTY_ROOT, 0, tree.root(), [])]
+    bad: list[tuple[int, bytes, int, bytes, list[bytes]]] = [(0, tree.root(), 3, tree.root(), []), (0, EMPTY_ROOT, 0, tree.root(), [])]
     for first, old, second, new, proof in [*bad, (0, EMPTY_ROOT, 3, tree.root(), [tree.root()])]:
         with pytest.raises(Refused, match=r"policy\.log_invalid"):
             merkle.verify_consistency(first, old, second, new, proof)

@@ -52,6 +52,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer[1])
 
+    do_POST = do_GET  # noqa: N815  http.server's name
+
     def log_message(self, *_: object) -> None:
         """Say nothing."""
 
@@ -124,6 +126,22 @@ def test_a_malformed_yes_is_refused(hostile: Hostile, client: AgentClient, body:
     hostile.answers = [(200, body)] * 3
     with pytest.raises(Refused):
         client.state("a" * 64)
+
+
+@pytest.mark.parametrize(
+    "lease",
+    [
+        {"id": "../../etc", "image_blob": DIGEST, "job": {}, "image": {}},
+        {"id": DIGEST, "image_blob": "/etc/passwd", "job": {}, "image": {}},
+        {"id": DIGEST, "image_blob": DIGEST, "job": [], "image": {}},
+        {"id": DIGEST, "image_blob": DIGEST, "job": {}},
+        {"id": DIGEST + "\n", "image_blob": DIGEST, "job": {}, "image": {}},
+    ],
+)
+def test_a_lease_that_names_no_job_is_refused(hostile: Hostile, client: AgentClient, lease: Any) -> None:
+    hostile.answers = [(200, canonical.dumps(lease))]
+    with pytest.raises(Refused, match=r"policy\.unavailable"):
+        client.lease()
 
 
 def test_a_download_is_kept_only_if_it_is_right(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from urllib.parse import quote, urlencode
 from rapha.evidence import canonical, dsse
 from rapha.evidence.keys import SigningKey
 from rapha.evidence.steps.case import AUDIENCE_ALL
-from rapha.node.agent.transport import ATTEMPTS, MAX_WAIT_S, RemoteKey, SignedHttp, local_key
+from rapha.node.agent.transport import ATTEMPTS, MAX_WAIT_S, RemoteKey, SignedHttp, local_key, part
 from rapha.spec.base import Profile
 from rapha.spec.refusals import Refused
 
@@ -113,10 +114,10 @@ class AgentClient:
         """
         body = {"token": token, "name": self._node, "public_key": self._key.public.to_text()}
         answer = self._http.json("POST", "/v1/nodes/enrol", body)
-        if (answer["profile"], answer["origin"]) != (self._profile, self._origin):
-            found = f"{answer['origin']} of profile {answer['profile']}"
-            raise Refused("policy.profile_mismatch", f"the coordinator is {found:.200}")
-        return Enrolled(answer["node"], self._profile, self._origin, answer["log_key"])
+        profile, origin = part(answer, "profile", str), part(answer, "origin", str)
+        if (profile, origin) != (self._profile, self._origin):
+            raise Refused("policy.profile_mismatch", f"the coordinator is {origin:.100}, {profile:.100}")
+        return Enrolled(self._node, self._profile, self._origin, part(answer, "log_key", str))
 
     def publish_catalogue(self, entries: Sequence[dsse.EnvelopeDict]) -> None:
         """Replace the catalogue by these `catalogue` statements, signed with the node's key."""
@@ -128,20 +129,24 @@ class AgentClient:
         found = self._http.json("POST", _waiting("/v1/node/leases", wait), asked, wait)
         if found is None:
             return None
-        return Leased(found["id"], found["job"], found["image"], found["image_blob"])
+        digests = part(found, "id", str), part(found, "image_blob", str)
+        if not all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in digests):
+            raise Refused("policy.unavailable", "the coordinator's answer names no job")  # ids become paths
+        return Leased(digests[0], part(found, "job", dict), part(found, "image", dict), digests[1])
 
     def open_jobs(self) -> list[dict[str, str]]:
         """The jobs that the coordinator believes this node holds: `[{"id", "state"}]`."""
-        return list(self._http.json("GET", "/v1/node/jobs")["jobs"])
+        found = part(self._http.json("GET", "/v1/node/jobs"), "jobs", list)
+        return [{"id": part(job, "id", str), "state": part(job, "state", str)} for job in found]
 
     def state(self, job: str) -> str:
         """Where one of the node's jobs is."""
-        return str(self._http.json("GET", f"/v1/node/jobs/{job}")["state"])
+        return part(self._http.json("GET", f"/v1/node/jobs/{job}"), "state", str)
 
     def heartbeat(self, job: str, silent_period_s: int) -> str:
         """Declare a silent period; returns the job's state, which tells of a cancellation."""
         body = {"silent_period_s": silent_period_s}
-        return str(self._http.json("POST", f"/v1/node/jobs/{job}/heartbeat", body)["state"])
+        return part(self._http.json("POST", f"/v1/node/jobs/{job}/heartbeat", body), "state", str)
 
     def transition(self, job: str, step: Step) -> None:
         """Take a step; the same step again changes nothing."""
@@ -154,7 +159,7 @@ class AgentClient:
     def get_exchange(self, job: str, slot: str, wait: float = 0.0) -> dict[str, Any] | None:
         """Read a slot, waiting up to `wait` seconds for it."""
         found = self._http.json("GET", _waiting(f"/v1/jobs/{job}/exchange/{slot}", wait), wait=wait)
-        return None if found is None else dict(found)
+        return None if found is None else part({"message": found}, "message", dict)
 
     def upload_artifact(self, job: str, name: str, path: Path) -> str:
         """Upload a ciphertext; returns its SHA-256. It stays invisible until the receipt."""
@@ -170,7 +175,7 @@ class AgentClient:
         """Post the receipt's bundle and what it released (name → SHA-256); returns the place in the log."""
         named = [{"name": name, "sha256": sha256} for name, sha256 in sorted(artifacts.items())]
         body = {"surface": dict(surface), "bundle": dict(bundle), "artifacts": named}
-        return dict(self._http.json("POST", f"/v1/node/jobs/{job}/receipt", body)["log"])
+        return part(self._http.json("POST", f"/v1/node/jobs/{job}/receipt", body), "log", dict)
 
     def download_blob(self, sha256: str, destination: Path, limit: int) -> None:
         """Download a blob of at most `limit` bytes; `destination` appears only if its digest is right.

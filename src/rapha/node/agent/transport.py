@@ -163,14 +163,27 @@ class SignedHttp:
         return {"Rapha-Envelope": base64.b64encode(canonical.dumps(envelope)).decode()}
 
 
+def part(answer: Any, name: str, kind: type[T]) -> T:
+    """A field of an answer, which is nobody's word until it has the type it should have.
+
+    Raises:
+        Refused: `policy.unavailable`.
+    """
+    value = answer.get(name) if isinstance(answer, dict) else None
+    if not isinstance(value, kind):
+        raise Refused("policy.unavailable", f"the coordinator's answer has no {name}")
+    return value
+
+
 def _refusal(response: httpx.Response) -> Refused:
     """The coordinator's own code; an answer without one is no answer."""
     try:
         problem = canonical.loads(response.content)
     except Refused:
         problem = None
-    if isinstance(problem, dict) and problem.get("code") in REGISTRY:
-        return Refused(problem["code"], str(problem.get("detail", ""))[:2000])
+    code = problem.get("code") if isinstance(problem, dict) else None
+    if isinstance(code, str) and code in REGISTRY:
+        return Refused(code, str(problem.get("detail", ""))[:2000])
     return Refused("policy.unavailable", f"the coordinator answered with status {response.status_code}")
 
 
