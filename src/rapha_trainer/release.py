@@ -31,7 +31,7 @@ def weights(values: Mapping[str, Any]) -> Path:
         The file.
 
     Raises:
-        ValueError: a tensor is missing, not planned, of another shape, not finite, or can't be cast.
+        ValueError: a tensor is missing, not planned, of another shape, or can't be cast.
         RuntimeError: the plan releases no weights, or can't be read.
     """
     plan = _plan("weights")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -25,9 +26,11 @@ DTYPES: Final = {
 def cast(name: str, array: NDArray[Any], dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
     """`array` in the planned dtype and C order; BF16 as bits. Floats round to nearest even.
 
+    NaN and infinity are kept, with a `RuntimeWarning`: the guard refuses them.
+
     Raises:
-        ValueError: another shape, a value that is not finite (before or after the cast), or a value that an
-            integer dtype doesn't hold exactly.
+        ValueError: another shape, a value too large for the dtype, or one that an integer dtype doesn't
+            hold exactly.
     """
     if array.shape != shape:
         raise ValueError(f"{name}: the shape is {array.shape}, the release plan says {shape}")
@@ -36,7 +39,10 @@ def cast(name: str, array: NDArray[Any], dtype: str, shape: tuple[int, ...]) -> 
     if dtype not in DTYPES:
         raise ValueError(f"{name}: the plan's dtype {dtype} is not known here")
     if not np.isfinite(array).all():
-        raise ValueError(f"{name}: has NaN or infinity, which is never released")
+        if DTYPES[dtype][1:2] != "f" and dtype != "BF16":
+            raise ValueError(f"{name}: has NaN or infinity, which {dtype} can't hold")
+        # Written all the same: the guard's `job.outputs` says more than a crash after records may.
+        warnings.warn(f"{name}: has NaN or infinity, which is never released", RuntimeWarning, stacklevel=3)
     if dtype == "BF16":
         return _bfloat16(name, _float(name, array, "<f4"))
     if DTYPES[dtype][1:2] == "f":
@@ -65,7 +71,7 @@ def write(path: Path, arrays: Mapping[str, NDArray[Any]], dtypes: Mapping[str, s
 def _float(name: str, array: NDArray[Any], dtype: str) -> NDArray[Any]:
     with np.errstate(over="ignore"):
         result = np.array(array, dtype=dtype, order="C")
-    if not np.isfinite(result).all():
+    if (np.isfinite(array) & ~np.isfinite(result)).any():
         raise ValueError(f"{name}: a value is too large for the planned dtype")
     return result
 
@@ -73,9 +79,10 @@ def _float(name: str, array: NDArray[Any], dtype: str) -> NDArray[Any]:
 def _bfloat16(name: str, array: NDArray[np.float32]) -> NDArray[np.uint16]:
     bits = array.view("<u4").astype(np.uint64)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    if ((rounded & 0x7F80) == 0x7F80).any():
+    finite = np.isfinite(array)
+    if (finite & ((rounded & 0x7F80) == 0x7F80)).any():
         raise ValueError(f"{name}: a value is too large for the planned dtype")
-    return rounded.astype("<u2")
+    return np.where(finite, rounded, 0x7FC0).astype("<u2")
 
 
 def _integer(name: str, array: NDArray[Any], dtype: str) -> NDArray[Any]:

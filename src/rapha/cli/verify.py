@@ -11,6 +11,7 @@ import typer
 
 from rapha.cli.exits import NO, OK, UNKNOWN, WRONG_CALL, emit, emit_json, leave, say
 from rapha.evidence import canonical
+from rapha.evidence.keys import VerifyKey
 from rapha.evidence.verify import Verification
 from rapha.evidence.verify import verify as verify_bundle
 from rapha.spec.refusals import Refused
@@ -59,11 +60,14 @@ def _roots(path: Path | None) -> Trust:
             UNKNOWN, "no trust file: give --trust FILE or set RAPHA_TRUST; keys in a bundle are never trusted"
         )
     try:
-        return Trust.parse(canonical.loads(path.read_bytes()), path.name)
+        trust = Trust.parse(canonical.loads(path.read_bytes()), path.name)
+        for key in (*trust.hospitals, *trust.companies, trust.log.key, *trust.simulated_tee):
+            VerifyKey.from_text(key)
     except OSError as error:
         leave(UNKNOWN, f"{path}: {error.strerror}")
     except Refused as refused:
         leave(UNKNOWN, f"the trust file is not usable: {refused.detail}")
+    return trust
 
 
 def _print(result: Verification) -> None:

@@ -28,7 +28,7 @@ def dumps(value: Any) -> bytes:
 
 
 def loads(data: bytes, *, limit: int = MAX_BYTES) -> Any:
-    """Parse strict JSON: UTF-8, no duplicate key, no NaN or infinity, no lone surrogate, bounded size and depth.
+    """Parse strict JSON: UTF-8, no duplicate key, NaN, infinity or lone surrogate, bounded size and depth.
 
     An integer of 2^53 or more is a float, and refuses where it is not how RFC 8785 writes one.
 

@@ -12,7 +12,7 @@ from rapha.evidence.keys import VerifyKey
 from rapha.evidence.steps.case import AUDIENCE_ALL
 from rapha.evidence.steps.gates import policy_digest
 from rapha.spec.agreement import Agreement, Label
-from rapha.spec.base import Model, Name, Profile
+from rapha.spec.base import Model, Name, One, Profile
 from rapha.spec.refusals import Refused
 from rapha.spec.trust import Trust
 
@@ -43,7 +43,7 @@ class NodeConfig(Model):
         runtime_name: what an image must ask for.
     """
 
-    version: Literal[1]
+    version: One
     profile: Profile
     node: Name
     coordinator: Coordinator

@@ -111,7 +111,9 @@ class Project:
         except UnicodeDecodeError:
             raise Refused("schema.field_invalid", f"recipient: {path} is not a public key") from None
         if path.with_name(path.name + ".pub").exists():  # both halves look alike, and this one would be sent
-            raise Refused("schema.field_invalid", f"recipient: {path} is the private key; name {path.name}.pub")
+            raise Refused(
+                "schema.field_invalid", f"recipient: {path} is the private key; name {path.name}.pub"
+            )
         hpke.parse_public(text)
         return text
 

@@ -9,10 +9,16 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    StringConstraints,
+    ValidationError,
+)
 
 from rapha.spec.refusals import Refused
-
 
 
 def _on_the_calendar(text: str) -> str:
@@ -22,6 +28,21 @@ def _on_the_calendar(text: str) -> str:
         raise ValueError("there is no such day") from None
     return text
 
+
+def _exactly(wanted: int) -> BeforeValidator:
+    """For a `Literal`, since True == 1 and pydantic's takes the one for the other."""
+
+    def check(value: object) -> object:
+        if type(value) is not type(wanted):
+            raise ValueError(f"Input should be {wanted!r}")
+        return value
+
+    return BeforeValidator(check)
+
+
+One = Annotated[Literal[1], _exactly(1)]
+Zero = Annotated[Literal[0], _exactly(0)]
+Yes = Annotated[Literal[True], _exactly(True)]
 
 PROTOCOL = 1
 """Version of every signed payload; a reader of one version refuses another."""

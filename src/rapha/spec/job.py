@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from rapha.spec.base import PLAIN, Model, Money, Name, Sha256, Timestamp
+from rapha.spec.base import PLAIN, Model, Money, Name, One, Sha256, Timestamp
 from rapha.spec.cohort import Cohort
 from rapha.spec.refusals import Refused
 from rapha.spec.release_plan import ReleasePlan
@@ -95,7 +95,7 @@ class _Common(Model):
 class JobFile(_Common):
     """`job.yaml`. Paths are relative to the file."""
 
-    version: Literal[1]
+    version: One
     recipient: Annotated[str, StringConstraints(min_length=1, max_length=1024)]
     image: Annotated[str, StringConstraints(min_length=1, max_length=1024)]
     compute: ComputeText

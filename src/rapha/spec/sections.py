@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from rapha.spec.base import Model, Sha256
+from rapha.spec.base import Model, Sha256, Yes, Zero
 from rapha.spec.receipt import Count, ImageDigest
 
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9 ._+/-]{1,64}$")]
@@ -19,7 +19,7 @@ Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9 ._+/-]{1,64}$")]
 class PolicySection(Model):
     """Gate 4: every set of rules said allow, and which rules those were."""
 
-    allow: Literal[True]
+    allow: Yes
     engine: Word
     bundles: Annotated[tuple[Sha256, ...], Field(min_length=1, max_length=64)]
     input: Sha256
@@ -31,7 +31,7 @@ class ScanSection(Model):
     image: ImageDigest
     scanner: Word
     report: Sha256
-    refusals: Literal[0]
+    refusals: Zero
     warnings: Count
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from rapha.spec.agreement import Label, PublicKey
-from rapha.spec.base import Model, Profile, Sha256
+from rapha.spec.base import Model, One, Profile, Sha256
 from rapha.spec.job import Assurance
 
 
@@ -27,7 +27,7 @@ class Trust(Model):
     `simulated_tee` roots exist in the demo profile only: a production trust file can't name any.
     """
 
-    version: Literal[1]
+    version: One
     profile: Profile
     hospitals: Keys
     companies: Keys

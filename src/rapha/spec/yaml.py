@@ -1,4 +1,4 @@
-"""The YAML subset of `job.yaml`: JSON's types, no duplicate key, anchor, alias or tag, bounded size and depth.
+"""The YAML subset of `job.yaml`: JSON's types, no duplicate key, anchor, alias or tag, bounded size, depth.
 
 Scalars resolve as in YAML 1.2's core schema less its octal and hexadecimal numbers, so that `no`, `010` and
 `1:30` stay the text that was written instead of becoming false, 8 and 90.

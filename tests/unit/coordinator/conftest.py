@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
 import secrets
+import shutil
 import ssl
 import threading
 import time
@@ -32,13 +34,22 @@ TLS = ssl.create_default_context()
 PROFILE_OF_DATA = "tabular.breast-fna"
 
 
+class _PromptServer(uvicorn.Server):
+    """Looks more often whether it is to stop."""
+
+    async def main_loop(self) -> None:
+        while not self.should_exit:
+            await asyncio.sleep(0.002)
+
+
 class Running:
     """A served coordinator: start, stop and start again on the same work directory."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, template: Path) -> None:
         self.work = Work(root / "coordinator")
         self.root = root
-        self.config = config.initialise(self.work, profile="demo")
+        shutil.copytree(template, self.work.root)
+        self.config = config.load(self.work)
         self.ahead = timedelta(0)
         self.start()
 
@@ -48,7 +59,7 @@ class Running:
         self.url = server.url_of(self._listener)
         self.http = httpx.Client(base_url=self.url, verify=TLS)
         settings = uvicorn.Config(create_app(self.service), log_level="error", access_log=False, ws="none")
-        self._server = uvicorn.Server(settings)
+        self._server = _PromptServer(settings)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
         self._thread.start()
         while not self._server.started:
@@ -180,9 +191,17 @@ def catalogue_entry(profile: str) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh work directory to copy: making one takes longer than most tests."""
+    work = Work(tmp_path_factory.mktemp("template") / "coordinator")
+    config.initialise(work, profile="demo")
+    return work.root
+
+
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[Running]:
-    served = Running(tmp_path)
+def running(tmp_path: Path, template: Path) -> Iterator[Running]:
+    served = Running(tmp_path, template)
     yield served
     served.stop()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import secrets
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -176,7 +177,7 @@ def test_a_node_touches_only_what_it_leases(running: Any, alice: Any, node: Any,
         with pytest.raises(Refused, match=r"image\.not_found"):
             thief.client.download_blob(blob, target, 1 << 20)
     assert node.client.lease().id == job
-    steps = [
+    steps: list[Callable[[], object]] = [
         lambda: other_node.client.state(job),
         lambda: other_node.client.heartbeat(job, 60),
         lambda: other_node.advance(job, "leased", "ticketed"),
@@ -301,7 +302,8 @@ def test_registration_is_idempotent_and_bounded(running: Any) -> None:
             "public_key": key,
             **changes,
         }
-        return running.http.post("/v1/developers", json=body)
+        answer: httpx.Response = running.http.post("/v1/developers", json=body)
+        return answer
 
     key = SigningKey.generate().verify_key.to_text()
     first = ask(public_key=key)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import suppress
+from typing import Any, cast
 
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -27,7 +29,7 @@ def test_every_operation_answers_as_it_is_documented(running: Any, alice: Any) -
     headers = {"Authorization": f"Bearer {alice.api_key}"}
     count = 0
     for result in schema.get_all_operations():
-        operation = result.ok()
+        operation: Any = cast("Any", result).ok()
         for mode in GenerationMode:
 
             @settings(
@@ -44,7 +46,8 @@ def test_every_operation_answers_as_it_is_documented(running: Any, alice: Any) -
                     case.query.pop("wait", None)
                 case.call_and_validate(base_url=running.url, headers=headers, checks=CHECKS)
 
-            _one()
+            with suppress(Unsatisfiable):  # an operation without a parameter can't be called wrongly
+                _one()
         count += 1
     assert count == len(schema.raw_schema["paths"]) + 3  # PUT and GET, or POST and GET, on three paths
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import sqlite3
-import subprocess
-import sys
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from rapha.cli.main import run
 from rapha.coordinator import blobs, config, operator, server
 from rapha.coordinator.blobs import BlobStore
 from rapha.coordinator.config import Work
@@ -161,8 +161,8 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
     store = BlobStore(tmp_path)
     with pytest.raises(Refused, match=r"budget\.storage"), store.upload("0" * 64, 100) as upload:
         upload._file.close()
-        upload._file = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115  the upload closes it
-        upload.write(b"x")
+        upload._file = io.BufferedWriter(io.FileIO("/dev/full", "w"), 16)
+        upload.write(b"x" * 64)
 
 
 def test_a_quota_holds(running: Any, alice: Any) -> None:
@@ -194,19 +194,24 @@ def test_a_port_that_is_taken_is_named() -> None:
         assert server.url_of(listener).startswith("http://0.0.0.0:")
 
 
-def test_the_operators_commands(tmp_path: Path) -> None:
-    def rapha(*arguments: str) -> subprocess.CompletedProcess[str]:
-        program = "import sys; from rapha.cli.main import run; sys.exit(run(sys.argv[1:]))"
-        command = [sys.executable, "-c", program, "coordinator", *arguments, "--work", str(tmp_path / "w")]
-        return subprocess.run(command, capture_output=True, text=True)
+def test_the_operators_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def rapha(*arguments: str) -> tuple[int, str, str]:
+        code = run(["coordinator", *arguments, "--work", str(tmp_path / "w")])
+        said = capsys.readouterr()
+        return code, said.out.strip(), said.err
 
-    made = json.loads(rapha("init").stdout)
-    assert (made["profile"], made["origin"]) == ("demo", "rapha.demo/log")
-    assert rapha("init").returncode == 3
-    token = rapha("nodes", "invite", "node-a").stdout.strip()
-    assert token.startswith("rapha-enrol_")
-    listed = json.loads(rapha("nodes", "list", "--json").stdout)["nodes"]
-    assert [(n["name"], n["status"]) for n in listed] == [("node-a", "invited")]
-    unknown = rapha("developers", "approve", "dev-x")
-    assert (unknown.returncode, unknown.stdout) == (1, "")
-    assert "policy.not_found" in unknown.stderr
+    code, made, _ = rapha("init")
+    assert (code, json.loads(made)["profile"], json.loads(made)["origin"]) == (0, "demo", "rapha.demo/log")
+    assert rapha("init")[0] == 3
+    assert rapha("init", "--profile", "test")[0] == 2
+    assert rapha("nodes", "invite", "node-a")[1].startswith("rapha-enrol_")
+    assert rapha("nodes", "revoke", "node-a")[0] == 0
+    listed = json.loads(rapha("nodes", "list", "--json")[1])["nodes"]
+    assert [(n["name"], n["status"]) for n in listed] == [("node-a", "revoked")]
+    assert rapha("developers", "list") == (0, "", "")
+    assert rapha("migrate")[1].endswith("schema 1")
+    for command in ("approve", "revoke"):
+        code, out, words = rapha("developers", command, "dev-x")
+        assert (code, out) == (1, "")
+        assert "policy.not_found" in words
+    assert rapha("serve", "--host", "0.0.0.0")[0] == 3

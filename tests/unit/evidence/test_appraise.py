@@ -98,7 +98,7 @@ RELABELLED = {
 @pytest.mark.parametrize(("part", "value"), RELABELLED.items())
 def test_evidence_relabelled_to_what_is_expected_refuses(part: str, value: str) -> None:
     expected = {} if part == "hpke_key" else {part: value}
-    assert code(posture(**{part: value}), **expected) == "posture.evidence_invalid"
+    assert code(posture(None, **{part: value}), **expected) == "posture.evidence_invalid"
 
 
 KEYS = {
@@ -111,7 +111,7 @@ KEYS = {
 @pytest.mark.parametrize("changed", KEYS.values(), ids=KEYS.keys())
 def test_malformed_keys_refuse_as_evidence(changed: dict[str, str]) -> None:
     expected = {k: v for k, v in changed.items() if k == "signing_key"}
-    assert code(posture(**changed), **expected) == "posture.evidence_invalid"
+    assert code(posture(None, **changed), **expected) == "posture.evidence_invalid"
 
 
 @pytest.mark.parametrize("status", ["SWHardeningNeeded", "ConfigurationNeeded", "OutOfDate", "Revoked"])
@@ -139,10 +139,10 @@ def test_simulated_evidence_satisfies_nothing_real(least: str) -> None:
 
 
 def certificate(
-    key: SigningKey = ROOT, *, kind: str = attestation.CERTIFICATE_KIND, **claims: Any
+    signer: SigningKey = ROOT, *, kind: str = attestation.CERTIFICATE_KIND, **claims: Any
 ) -> dsse.EnvelopeDict:
     body = {"key": TEE.attestation_key.verify_key.to_text(), **claims}
-    return dsse.sign(kind, {}, body, profile="demo", audience=attestation.AUDIENCE, keys=[key])
+    return dsse.sign(kind, {}, body, profile="demo", audience=attestation.AUDIENCE, keys=[signer])
 
 
 def quote(

@@ -13,7 +13,7 @@ from rapha.spec.refusals import Refused
 
 LOG: dict[str, Any] = {"checkpoint": "", "index": 0, "size": 1, "proof": []}
 PARTS: dict[str, Any] = {
-    **dict.fromkeys(SECTIONS, {}),
+    **{name: {} for name in SECTIONS},
     **{"version": 1, "profile": "demo", "receipt": {}, "attestation": {}, "log_salt": "", "log_leaf": ""},
 }
 

@@ -138,14 +138,17 @@ def test_writes_numbers_as_rfc_8785_does(value: float, text: str) -> None:
 
 def test_writes_the_example_of_rfc_8785() -> None:
     value = {
-        "string": "\u20ac$\u000f\nA'B\"\\\\\"/",
+        "string": '\u20ac$\u000f\nA\'B"\\\\"/',
         "numbers": [333333333.33333329, 4.5, 0.002, 1e-27],
         "literals": [None, True, False],
     }
-    assert canonical.dumps(value) == (
-        '{"literals":[null,true,false],"numbers":[333333333.3333333,4.5,0.002,1e-27],'
-        '"string":"\u20ac$\\u000f\\nA\'B\\"\\\\\\\\\\"/"}'
-    ).encode()
+    assert (
+        canonical.dumps(value)
+        == (
+            '{"literals":[null,true,false],"numbers":[333333333.3333333,4.5,0.002,1e-27],'
+            '"string":"\u20ac$\\u000f\\nA\'B\\"\\\\\\\\\\"/"}'
+        ).encode()
+    )
 
 
 def nested(depth: int) -> Any:

@@ -27,9 +27,7 @@ def signed(*keys: SigningKey, **predicate: Any) -> dsse.EnvelopeDict:
 
 def verified(envelope: object, *trusted: SigningKey, threshold: int = 1) -> dsse.Statement:
     keys = [k.verify_key for k in trusted or (ONE,)]
-    return dsse.verify(
-        envelope, keys, kind="job", profile="demo", audience="node", threshold=threshold
-    )
+    return dsse.verify(envelope, keys, kind="job", profile="demo", audience="node", threshold=threshold)
 
 
 def code(envelope: object, *trusted: SigningKey, threshold: int = 1) -> str:
@@ -307,8 +305,10 @@ def test_claims_are_shown_before_they_are_checked_by_a_name_that_says_so() -> No
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["payload", "payloadType", "signatures", "keyid", "sig"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["payload", "payloadType", "signatures", "keyid", "sig"]), inner)
+    ),
 )
 
 

@@ -89,13 +89,18 @@ def test_a_key_file_is_owner_only_and_read_back(tmp_path: Path) -> None:
         hpke.generate(path)
 
 
+def _open_to_others(path: Path) -> None:
+    hpke.generate(path)
+    path.chmod(0o604)
+
+
 UNSAFE: dict[str, Callable[[Path], object]] = {
     "missing": lambda path: None,
     "empty": lambda path: write_private(path, b""),
     "short": lambda path: write_private(path, text(bytes(31)).encode()),
     "binary": lambda path: write_private(path, bytes(range(128, 160))),
     "PEM": lambda path: SigningKey.generate().save(path),
-    "readable by others": lambda path: (hpke.generate(path), path.chmod(0o604)),
+    "readable by others": _open_to_others,
     "directory": lambda path: path.mkdir(),
     "FIFO": lambda path: os.mkfifo(path, 0o600),
 }

@@ -17,6 +17,7 @@ from rapha.evidence.keys import SigningKey, VerifyKey, b64decode, read_private, 
 from rapha.spec.refusals import Refused
 
 DER = serialization.Encoding.DER
+DESCRIPTORS = Path("/proc/self/fd")
 PEM = serialization.Encoding.PEM
 SPKI = serialization.PublicFormat.SubjectPublicKeyInfo
 PKCS8 = serialization.PrivateFormat.PKCS8
@@ -131,9 +132,9 @@ UNSAFE: dict[str, Callable[[Path], object]] = {
 def test_an_unsafe_key_file_refuses_and_never_blocks(tmp_path: Path, make: Callable[[Path], object]) -> None:
     path = tmp_path / "key.pem"
     make(path)
-    before = set(os.listdir("/proc/self/fd"))
+    before = set(DESCRIPTORS.iterdir())
     assert code(lambda: SigningKey.load(path)) == "node.key_unsafe"
-    assert len(set(os.listdir("/proc/self/fd")) - before) <= 1  # the one that listdir itself had open
+    assert len(set(DESCRIPTORS.iterdir()) - before) <= 1  # the one that iterdir itself had open
 
 
 def test_an_rsa_key_refuses(tmp_path: Path, rsa_key: rsa.RSAPrivateKey) -> None:

@@ -415,7 +415,7 @@ HOSTILE_LAYOUTS: dict[str, tuple[Callable[[Layout], None], str]] = {
     "manifest absent": (_descriptor("digest", "sha256:" + "0" * 64), "image.not_found"),
     "manifest size": (_descriptor("size", 1), MISMATCH),
     "size is true": (_descriptor("size", True), MISMATCH),
-    "layer size": (_of_layer("size", 10**30), MISMATCH),
+    "layer size": (_of_layer("size", 10**9), MISMATCH),
     "layer absent": (_of_layer("digest", "sha256:" + "1" * 64), "image.not_found"),
     "layer is zstd": (_of_layer("mediaType", LAYER + "+zstd"), INVALID),
     "layer is foreign": (_of_layer("mediaType", OCI + "layer.nondistributable.v1.tar"), INVALID),
@@ -556,13 +556,12 @@ def _mutated(data: bytes, edits: list[tuple[int, int]]) -> bytes:
 
 
 @settings(max_examples=250, deadline=None)
-@given(edits=_edits, cut=st.integers(0, 4))
+@given(edits=_edits)
 def test_a_mutated_layer_reads_or_refuses(
-    edits: list[tuple[int, int]], cut: int, tmp_path_factory: pytest.TempPathFactory
+    edits: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     # The layout names the mutated layer rightly, so that every reader behind the digests sees it.
-    data = _mutated(_GOOD, [(at // 8 * 8 if cut else at, value) for at, value in edits])
-    path = Layout(data).write(tmp_path_factory.mktemp("m"))
+    path = Layout(_mutated(_GOOD, edits)).write(tmp_path_factory.mktemp("m"))
     try:
         image = read(path)
     except Refused as refused:

@@ -79,13 +79,13 @@ async def lease(request: Request, caller: AsNode, service: Coordinator, wait: Wa
     return JSONResponse(found)
 
 
-@router.get("/v1/node/jobs", responses=documented(400, 401, 403))
+@router.get("/v1/node/jobs", responses=documented(400, 401, 403, 413, 422))
 async def open_jobs(caller: AsNode, service: Coordinator) -> dict[str, Any]:
     """The jobs that the node holds."""
     return {"jobs": await service.read(lambda db: leases.open_jobs(db, caller.node))}
 
 
-@router.get("/v1/node/jobs/{identity}", responses=documented(400, 401, 403, 404))
+@router.get("/v1/node/jobs/{identity}", responses=documented(400, 401, 403, 404, 413, 422))
 async def node_job(identity: Digest, caller: AsNode, service: Coordinator) -> dict[str, Any]:
     """Where one of the node's jobs is."""
     job = await service.read(lambda db: leases.held(db, identity, caller.node))
@@ -199,7 +199,7 @@ async def put_exchange(
 
 @router.get(
     "/v1/jobs/{identity}/exchange/{slot}",
-    responses={**documented(400, 401, 403, 404, 422), 204: {"description": "Nothing is there yet."}},
+    responses={**documented(400, 401, 403, 404, 413, 422), 204: {"description": "Nothing is there yet."}},
     tags=["exchange"],
 )
 async def get_exchange(

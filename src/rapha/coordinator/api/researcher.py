@@ -50,7 +50,7 @@ async def catalogue(_: AsDeveloper, service: Coordinator) -> dict[str, Any]:
     return {"nodes": await service.read(accounts.catalogues)}
 
 
-@router.put("/v1/blobs/{sha256}", responses=documented(401, 413, 422, 507), openapi_extra=stream())
+@router.put("/v1/blobs/{sha256}", responses=documented(400, 401, 403, 413, 422, 507), openapi_extra=stream())
 async def put_blob(sha256: Digest, request: Request, caller: AsDeveloper, service: Coordinator) -> Response:
     """Upload an image archive under its digest: 201 when stored, 200 if the caller has it here already."""
     quota = service.config.quota_bytes
@@ -68,7 +68,9 @@ async def put_blob(sha256: Digest, request: Request, caller: AsDeveloper, servic
     return JSONResponse({"sha256": sha256}, 201)
 
 
-@router.get("/v1/blobs/{sha256}", responses=documented(401, 403, 404, 409), response_class=FileResponse)
+@router.get(
+    "/v1/blobs/{sha256}", responses=documented(400, 401, 403, 404, 409, 413, 422), response_class=FileResponse
+)
 async def get_blob(sha256: Digest, caller: AsParty, service: Coordinator) -> Response:
     """Download one's own image, or, as a node, the image of a job that one holds. Ranges work."""
     allowed = await service.read(lambda db: _may_read(db, caller, sha256))
@@ -108,13 +110,13 @@ async def list_jobs(
     return {"jobs": page, "next": page[-1]["id"] if len(page) == limit else None}
 
 
-@router.get("/v1/jobs/{identity}", responses=documented(401, 404))
+@router.get("/v1/jobs/{identity}", responses=documented(401, 404, 422))
 async def get_job(identity: Digest, caller: AsDeveloper, service: Coordinator) -> dict[str, Any]:
     """One job's state, and how it ended."""
     return await service.read(lambda db: jobs.view(db, jobs.owned(db, identity, caller.id)))
 
 
-@router.get("/v1/jobs/{identity}/explain", responses=documented(401, 404))
+@router.get("/v1/jobs/{identity}/explain", responses=documented(401, 404, 422))
 async def explain(identity: Digest, caller: AsDeveloper, service: Coordinator) -> dict[str, Any]:
     """Each node as eligible, or every reason why not."""
     answers = await service.read(lambda db: jobs.explain(db, jobs.owned(db, identity, caller.id)))
@@ -139,7 +141,7 @@ async def events(
     return {"events": await service.poll(identity, wait, _events) or []}
 
 
-@router.post("/v1/jobs/{identity}/cancel", responses=documented(401, 404, 409))
+@router.post("/v1/jobs/{identity}/cancel", responses=documented(401, 404, 409, 422))
 async def cancel(identity: Digest, caller: AsDeveloper, service: Coordinator) -> dict[str, Any]:
     """Cancel a job from which nothing was released; twice is as good as once."""
 
@@ -150,7 +152,7 @@ async def cancel(identity: Digest, caller: AsDeveloper, service: Coordinator) ->
     return await service.write(_cancel, identity)
 
 
-@router.get("/v1/jobs/{identity}/bundle", responses=documented(401, 404, 409))
+@router.get("/v1/jobs/{identity}/bundle", responses=documented(401, 404, 409, 422))
 async def bundle(identity: Digest, caller: AsDeveloper, service: Coordinator) -> dict[str, Any]:
     """The bundle's core and its place in the log, once delivered."""
     return await service.read(lambda db: receipts.bundle(db, jobs.owned(db, identity, caller.id)))

@@ -56,13 +56,13 @@ def judge(path: str, data: bytes) -> Iterator[Note]:
 
 
 def commands(name: str, data: bytes, rules: RuleSet) -> Note | None:
-    """A shell script, with the first network program that it calls."""
+    """A script for another program than Python, with the first network program that it calls."""
     head = data[:_PEEK]
     first = head.partition(b"\n")[0]
-    shell = first.startswith(b"#!") and any(
-        s in first for s in (b"sh", b"perl", b"ruby", b"node", b"awk", b"env -S")
-    )
-    if b"python" in first or not (shell or name.lower().endswith((".sh", ".bash", ".zsh", ".ksh"))):
+    if first.startswith(b"#!"):
+        if b"python" in first:
+            return None
+    elif not name.lower().endswith((".sh", ".bash", ".zsh", ".ksh")):
         return None
     for number, line in enumerate(head.decode("utf-8", errors="replace").splitlines(), 1):
         words = line.partition("#")[0].replace("|", " ").replace(";", " ").replace("$(", " ").split()

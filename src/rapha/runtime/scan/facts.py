@@ -16,7 +16,7 @@ from rapha.runtime.scan.tree import telling
 How = Literal["import", "read", "write", "computed"]
 MAX_SOURCE: Final = 1024 * 1024
 """Bytes of one Python file; a larger one can't be judged in time."""
-_MAX_STARS: Final = 16
+_MAX_STARS: Final = 8
 _ATTRIBUTE_CALLS: Final = frozenset(
     {"builtins.getattr", "builtins.hasattr", "builtins.setattr", "builtins.delattr"}
 )
@@ -87,7 +87,6 @@ class _Collector:
         self.facts = Facts()
         self._rules = rules
         self._spoken_for: set[int] = set()
-        self._asked_of_stars: set[str] = set()
         nodes = telling(tree)
         self._names = Names(rules.builtins, rebound(tree, nodes, rules.builtins | PLAIN_BUILTINS))
         for node in nodes:
@@ -127,6 +126,7 @@ class _Collector:
             )
         else:
             self.facts.stars.append(module)
+            self._names.stars.append(module)
 
     def _imported(self, name: str, line: int) -> None:
         self.facts.imports.append((name, line))
@@ -150,15 +150,8 @@ class _Collector:
                     self._spoken_for.add(id(right))
             case ast.Name(ctx=ast.Load()):
                 self._expression(node)
-                self._from_star(node)
             case _:
                 pass
-
-    def _from_star(self, node: ast.Name) -> None:
-        if node.id not in self._names.aliases and node.id not in self._asked_of_stars:
-            self._asked_of_stars.add(node.id)
-            for star in self.facts.stars:
-                self._use(f"{star}.{node.id}", node.lineno, "read")
 
     def _expression(self, node: ast.Attribute | ast.Call | ast.Name | ast.Subscript) -> None:
         """Note the outermost dotted name once, as read or written."""

@@ -20,12 +20,14 @@ class Names:
 
     Attributes:
         aliases: the dotted names that a name in the file may stand for.
+        stars: modules imported with `*`, from which any other name may come.
         overfull: names with more of them than are kept, with a line.
     """
 
     def __init__(self, builtins: frozenset[str], local: frozenset[int]) -> None:
         """`builtins` are watched; `local` are ids of nodes that surely are not the built-in."""
         self.aliases: dict[str, list[str]] = {}
+        self.stars: list[str] = []
         self.overfull: dict[str, int] = {}
         self._builtins = builtins
         self._local = local
@@ -85,12 +87,12 @@ class Names:
 
     def _named(self, node: ast.Name) -> list[str]:
         found = list(self.aliases.get(node.id, ()))
-        if node.id == "__builtins__":
-            found.append("builtins")
+        if node.id in ("__builtins__", "__path__"):
+            found.append(node.id.replace("__builtins__", "builtins"))
         watched = node.id in self._builtins or node.id in PLAIN_BUILTINS
         if watched and id(node) not in self._local:
             found.append(f"builtins.{node.id}")
-        return found
+        return found or [f"{star}.{node.id}" for star in self.stars]
 
     def _returned(self, function: str, first: ast.expr, rest: list[ast.expr], depth: int) -> list[str]:
         """What a call that gives a module or an attribute stands for."""

