@@ -15,6 +15,7 @@ import io
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -103,9 +104,18 @@ def _subcommands(name: str) -> list[str]:
 
 def openapi() -> str:
     """The coordinator's OpenAPI document."""
-    from rapha.coordinator.app import openapi_document
+    from rapha.coordinator.app import create_app
+    from rapha.coordinator.config import Work, initialise
+    from rapha.coordinator.service import Service
 
-    return json.dumps(openapi_document(), indent=1, sort_keys=True) + "\n"
+    with tempfile.TemporaryDirectory() as folder:
+        work = Work(Path(folder) / "coordinator")
+        initialise(work, profile="demo")
+        service = Service.open(work)
+        try:
+            return json.dumps(create_app(service).openapi(), indent=1, sort_keys=True) + "\n"
+        finally:
+            service.close()
 
 
 def main() -> int:

@@ -60,6 +60,9 @@ def init(
         "init",
     )
     init_node(work, config)
+    if config.profile == "demo":
+        # The simulated TEE's root: a demo node brings its own, and production can't name one.
+        SigningKey.generate().save(work / config.keys / "tee-root.pem")
     emit(SigningKey.load(work / config.keys / "receipt.pem").verify_key.to_text())
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from rich.console import Console
 from rich.live import Live
@@ -120,5 +120,6 @@ def timeline(entries: Iterable[Entry]) -> list[GateLine]:
             began[name] = at
         else:
             found = str(entry.data.get("found") or entry.data.get("code", ""))
-            lines.append(GateLine(name, verdict, at - began.get(name, at), found))
+            shown: Literal["passed", "refused"] = "passed" if verdict == "passed" else "refused"
+            lines.append(GateLine(name, shown, max(0.0, at - began.get(name, at)), found))
     return lines

@@ -31,9 +31,7 @@ class Check:
         return {"id": self.id, "ok": self.ok, "found": self.found, "fix": self.fix}
 
 
-def checks(
-    path: Path, config: NodeConfig, sandbox: Sandbox, producer: Callable[[], Producer]
-) -> list[Check]:
+def checks(path: Path, config: NodeConfig, sandbox: Sandbox, producer: Callable[[], Producer]) -> list[Check]:
     """Look at everything; nothing is changed."""
     root = path.parent.resolve()
 
@@ -57,6 +55,13 @@ def checks(
             raise Refused("node.dataset_missing", "no dataset is configured")
         return ", ".join(m.dataset for m, _ in found.values())
 
+    def attestation() -> str:
+        measurement = producer().measurement
+        pinned = load_agreements(root, config, configs.load_trust(root / config.trust))
+        if not any(measurement in a.terms.measurements for a in pinned):
+            raise Refused("posture.evidence_invalid", f"no agreement accepts measurement {measurement}")
+        return f"measurement {measurement}"
+
     def air_gap() -> str:
         if config.wan_interface is None and config.wan_waiver is None:
             raise Refused("posture.seal_failed", "neither wan_interface nor wan_waiver is set")
@@ -71,7 +76,7 @@ def checks(
         ("policy", lambda: _policies(root, config)),
         ("runtime", lambda: f"{len(PythonRuntime.discover(config.runtime).distributions)} distributions"),
         ("sandbox", lambda: ", ".join(f"{k}={v}" for k, v in sandbox.check().items())),
-        ("attestation", lambda: f"measurement {producer().measurement[:16]}…"),
+        ("attestation", attestation),
         ("air-gap", air_gap),
     ]
     return [_look(name, look) for name, look in looks]

@@ -30,9 +30,9 @@ class Exit:
         """Catalogue entries: their type holds nothing that can't be published."""
         self._uplink.publish([e.dump() for e in entries])
 
-    def lease(self, wait_s: float) -> Lease | None:
+    def lease(self, key: str, wait_s: float) -> Lease | None:
         """Ask for work."""
-        return self._uplink.lease(wait_s)
+        return self._uplink.lease(key, wait_s)
 
     def fetch_image(self, job: str, sha256: str, destination: Path, limit: int) -> None:
         """Download; nothing leaves but the digest that the coordinator named itself."""

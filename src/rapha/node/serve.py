@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from rapha.node.gates import outcome
 from rapha.node.journal import Journal
 from rapha.node.node import Keys, Node
 from rapha.node.posture.interface import Producer
-from rapha.node.recover import ENDED, destroy, unfinished
+from rapha.node.recover import ENDED, OPEN, destroy, unfinished
 from rapha.node.uplink import Uplink
 from rapha.runtime.sandbox.interface import Sandbox
 from rapha.runtime.sandbox.pyruntime import PythonRuntime
@@ -98,7 +99,7 @@ def serve(node: Node, ready: Path | None = None) -> None:
         try:
             settle_all(node)
             with waiting:
-                lease = node.exit.lease(LEASE_WAIT_S)
+                lease = node.exit.lease(lease_key(node), LEASE_WAIT_S)
             if lease is not None:
                 pipeline.run(node, lease)
         except _Stopped:
@@ -123,6 +124,13 @@ def recover(node: Node) -> None:
     for folder in (node.state / "outbox").glob("*"):
         if folder.name not in known:
             destroy(folder)
+
+
+def lease_key(node: Node) -> str:
+    """The same until a job was accepted: one whose lease was granted to a process that died comes again."""
+    accepted = [e.job for e in node.journal if e.event == OPEN]
+    last = accepted[-1] if accepted else ""
+    return hashlib.sha256(f"rapha-lease-v1\n{node.config.node}\n{last}".encode()).hexdigest()
 
 
 def settle_all(node: Node) -> None:

@@ -102,9 +102,9 @@ class Uplink:
         """Tell the coordinator what datasets may be asked for."""
         self._call("publish", catalogue=catalogue)
 
-    def lease(self, wait_s: float) -> Lease | None:
-        """Ask for a job; None if there is none within `wait_s`."""
-        reply = self._call("lease", wait=wait_s)
+    def lease(self, key: str, wait_s: float) -> Lease | None:
+        """Ask for a job; None if there is none within `wait_s`. The same `key` gets a lost answer again."""
+        reply = self._call("lease", key=key, wait=wait_s)
         if reply.get("job") is None:
             return None
         return Lease(reply["job"], reply["job_envelope"], reply["image_envelope"], reply["image_blob"])

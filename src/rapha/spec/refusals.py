@@ -127,6 +127,7 @@ REGISTRY: Final[dict[str, Entry]] = {
         "The release plan asks for more than the policy grants.",
         "Ask for fewer bytes, a smaller dtype, or metrics only.",
     ),
+    "policy.kind": _e("This node does not run jobs of this kind.", "Use `kind: train`."),
     "policy.network": _e("The job asks for a network.", "Remove it; there is none."),
     "policy.assurance": _e(
         "The node's assurance is below what the policy or the job accepts.",
@@ -228,7 +229,7 @@ REGISTRY: Final[dict[str, Entry]] = {
     ),
     "job.failed": _e(
         "The code ended with an error after records were served.",
-        "Run `rapha job dry-run`; nothing more may be said.",
+        "Run it at home on records of the same schema; nothing more may be said.",
     ),
     "job.time": _e("The code ran past its wall clock or CPU time.", "Raise `compute.wall_clock` or do less."),
     "job.memory": _e("The code used more memory than it asked for.", "Raise `compute.memory` or use less."),

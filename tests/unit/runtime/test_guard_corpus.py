@@ -186,7 +186,7 @@ HOSTILE_WEIGHTS: dict[str, tuple[str, Callable[[], bytes]]] = {
         lambda: with_header(lambda h: h.replace(b"[16]", b"[" + b"9" * 5000 + b"]")),
     ),
     "NaN in the header": ("guard.header", lambda: with_header(lambda h: h.replace(b"[16]", b"[NaN]"))),
-    "lone surrogate": ("guard.names", lambda: with_header(lambda h: h.replace(b"fc.bias", b"\\ud800"))),
+    "lone surrogate": ("guard.header", lambda: with_header(lambda h: h.replace(b"fc.bias", b"\\ud800"))),
     "extra tensor": (
         "guard.names",
         lambda: edited(lambda h: h.update(x={"dtype": "U8", "shape": [0], "data_offsets": [4176, 4176]})),
@@ -209,7 +209,10 @@ HOSTILE_WEIGHTS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "shape with true": ("guard.shape", lambda: edited(lambda h: h["fc.bias"].update(shape=[16, True]))),
     "shape of floats": ("guard.shape", lambda: edited(lambda h: h["fc.bias"].update(shape=[16.0]))),
     "negative shape": ("guard.shape", lambda: edited(lambda h: h["fc.weight"].update(shape=[-64, -16]))),
-    "overflowing shape": ("guard.shape", lambda: edited(lambda h: h["fc.bias"].update(shape=[2**62, 4, 16]))),
+    "overflowing shape": (
+        "guard.header",
+        lambda: edited(lambda h: h["fc.bias"].update(shape=[2**62, 4, 16])),
+    ),
     "overlapping offsets": (
         "guard.offsets",
         lambda: edited(lambda h: h["fc.bias"].update(data_offsets=[0, 64])),
@@ -263,7 +266,7 @@ HOSTILE_REPORTS: dict[str, tuple[str, bytes]] = {
     "trailing": ("guard.report_json", json.dumps(REPORT).encode() + b"x"),
     "extra field": ("guard.report_fields", json.dumps(REPORT | {"mrn": "1234567"}).encode()),
     "missing field": ("guard.report_fields", b'{"loss":1}'),
-    "infinite": ("guard.report_type", json.dumps(REPORT).replace("0.3", "1e999").encode()),
+    "infinite": ("guard.report_json", json.dumps(REPORT).replace("0.3", "1e999").encode()),
     "text for number": ("guard.report_type", json.dumps(REPORT | {"loss": "0.3"}).encode()),
     "true for number": ("guard.report_type", json.dumps(REPORT | {"loss": True}).encode()),
     "null": ("guard.report_type", json.dumps(REPORT | {"loss": None}).encode()),

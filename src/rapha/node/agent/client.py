@@ -123,9 +123,15 @@ class AgentClient:
         """Replace the catalogue by these `catalogue` statements, signed with the node's key."""
         self._http.json("PUT", "/v1/node/catalogue", list(entries))
 
-    def lease(self, wait: float = 0.0, *, silent_period_s: int = 3600) -> Leased | None:
-        """Take a job, waiting up to `wait` seconds for one."""
-        asked = {"key": secrets.token_hex(32), "silent_period_s": silent_period_s}
+    def lease(
+        self, wait: float = 0.0, *, key: str | None = None, silent_period_s: int = 3600
+    ) -> Leased | None:
+        """Take a job, waiting up to `wait` seconds for one.
+
+        Args:
+            key: 32 bytes in hex; a job that was taken with it and whose answer was lost comes again.
+        """
+        asked = {"key": key or secrets.token_hex(32), "silent_period_s": silent_period_s}
         found = self._http.json("POST", _waiting("/v1/node/leases", wait), asked, wait)
         if found is None:
             return None

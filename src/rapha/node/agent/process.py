@@ -72,7 +72,7 @@ class Agent:
     def _lease(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         waits = self._config.waits
         silent = waits.challenge_s + waits.ticket_s + MARGIN_S
-        leased = self._client.lease(min(asked["wait"], MAX_WAIT_S), silent_period_s=silent)
+        leased = self._client.lease(min(asked["wait"], MAX_WAIT_S), key=asked["key"], silent_period_s=silent)
         if leased is None:
             return {"job": None}
         self._states[leased.id] = State.LEASED

@@ -17,7 +17,6 @@ from rapha.spec.attestation import Appraisal, Posture, Ticket
 from rapha.spec.job import RANK
 from rapha.spec.refusals import Refused
 
-
 SLICE_S: Final = 2.0
 
 

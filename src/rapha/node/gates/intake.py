@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from rapha.evidence import dsse
+from rapha.evidence import dsse, hpke
 from rapha.evidence.keys import VerifyKey
 from rapha.evidence.steps.case import AUDIENCE_NODE
 from rapha.evidence.steps.parties import check_image, open_job
@@ -45,6 +45,9 @@ def intake(node: Node, lease: Lease, work: Path, now: datetime) -> Admitted:
         raise Refused("schema.envelope", "the coordinator names the job by another id")
     if now > parse_time(job.not_after):
         raise Refused("policy.job_expired", f"not_after was {job.not_after}")
+    if job.kind != "train":
+        raise Refused("policy.kind", f"{job.kind} jobs are not run here yet")
+    hpke.parse_public(job.recipient)
     if job.nodes != "any" and node.config.node not in job.nodes:
         raise Refused("policy.node_not_eligible", f"this node is {node.config.node}")
     if lease.image_envelope is None:
