@@ -51,7 +51,7 @@ class Coordinator:
         job = {"job": {"compute": {"wall_clock_s": 60}}, "nonce": "0" * 64}
         self.envelope = dsse.sign("job", {}, job, profile="demo", audience="rapha-node", keys=[KEY])
 
-    def lease(self, wait: float, *, silent_period_s: int) -> Leased | None:
+    def lease(self, wait: float, *, key: str, silent_period_s: int) -> Leased | None:
         return Leased(JOB, self.envelope, {"image": 1}, "b" * 64)
 
     def state(self, job: str) -> str:
@@ -131,7 +131,7 @@ def outbox(root: Path) -> Path:
 def test_a_job_goes_through_and_each_silence_is_declared(
     pipeline: Any, coordinator: Coordinator, tmp_path: Path
 ) -> None:
-    leased = pipeline("lease", wait=0)
+    leased = pipeline("lease", key="ab" * 32, wait=0)
     assert (leased["job"], leased["image_blob"]) == (JOB, "b" * 64)
     assert leased["job_envelope"] == coordinator.envelope
     advance(pipeline, "ticketed", "awaiting_approval", "admitted", "running")
@@ -156,7 +156,7 @@ def test_releasing_again_after_a_lost_answer_sends_the_same(
 
 
 def test_an_end_carries_its_surface(pipeline: Any, coordinator: Coordinator) -> None:
-    pipeline("lease", wait=0)
+    pipeline("lease", key="ab" * 32, wait=0)
     said = surface("policy.denied")
     assert pipeline("transition", job=JOB, state="refused", surface=said) == {}
     step = coordinator.steps[-1]
@@ -174,7 +174,7 @@ def test_a_restarted_agent_goes_on_from_where_the_coordinator_is(
 def test_a_cancellation_stops_the_job_and_its_end_needs_no_telling(
     pipeline: Any, coordinator: Coordinator, tmp_path: Path
 ) -> None:
-    pipeline("lease", wait=0)
+    pipeline("lease", key="ab" * 32, wait=0)
     coordinator.state_of = State.CANCELLED
     assert pipeline("transition", job=JOB, state="ticketed", surface=None)["refused"] == "job.cancelled"
     assert pipeline("read_slot", job=JOB, slot="ticket", wait=0.001)["refused"] == "job.cancelled"
