@@ -29,11 +29,11 @@ access alarm arch_prctl brk chdir chmod clock_getres clock_gettime clock_nanosle
 copy_file_range creat dup dup2 dup3 epoll_create epoll_create1 epoll_ctl epoll_ctl_old epoll_pwait
 epoll_pwait2 epoll_wait epoll_wait_old eventfd eventfd2 execve execveat exit exit_group faccessat
 faccessat2 fadvise64 fallocate fchdir fchmod fchmodat fcntl fdatasync fgetxattr flistxattr flock fork
-fremovexattr fsetxattr fstat fstatfs fsync ftruncate futex futex_waitv futimesat get_mempolicy
+fremovexattr fstat fstatfs fsync ftruncate futex futex_waitv futimesat get_mempolicy
 get_robust_list getcpu getcwd getdents getdents64 getegid geteuid getgid getgroups getitimer getpeername
 getpgid getpgrp getpid getppid getpriority getrandom getresgid getresuid getrlimit getrusage getsid
 getsockname getsockopt gettid gettimeofday getuid getxattr inotify_add_watch inotify_init inotify_init1
-inotify_rm_watch kill lgetxattr link linkat listxattr llistxattr lremovexattr lseek lsetxattr lstat
+inotify_rm_watch kill lgetxattr link linkat listxattr llistxattr lremovexattr lseek lstat
 madvise membarrier mincore mkdir mkdirat mlock mlock2 mlockall mprotect mremap msync munlock munlockall
 munmap nanosleep newfstatat open openat openat2 pause pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc
 pkey_free pkey_mprotect poll ppoll pread64 preadv preadv2 prlimit64 pselect6 pwrite64 pwritev pwritev2
@@ -42,7 +42,7 @@ restart_syscall rmdir rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueue
 rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo sched_get_priority_max sched_get_priority_min
 sched_getaffinity sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity
 sched_yield select sendfile sendmmsg sendmsg sendto set_robust_list set_tid_address setitimer setpgid
-setrlimit setsid setsockopt setxattr shutdown sigaltstack signalfd signalfd4 stat statfs statx
+setrlimit setsid setsockopt shutdown sigaltstack signalfd signalfd4 stat statfs statx
 symlink symlinkat sync_file_range sysinfo tgkill time timer_create timer_delete timer_getoverrun
 timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime times tkill truncate umask
 uname unlink unlinkat utime utimensat utimes vfork wait4 waitid write writev
@@ -55,7 +55,8 @@ network namespace and path names at the mount namespace.
 
 Left out on purpose, beside what threatens the kernel: `memfd_create`, `memfd_secret` and System V shared
 memory, because memory that no process maps is memory that no supervisor can count. The same for
-`vmsplice` and its kin: one page in a pipe can pin a whole huge page.
+`vmsplice` and its kin: one page in a pipe can pin a whole huge page. And for `setxattr` and its kin: the
+kernel bounds the attributes of no memfd, and the broker's is one that the job can name.
 """
 
 AF_UNIX: Final = 1
