@@ -42,7 +42,7 @@ restart_syscall rmdir rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueue
 rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo sched_get_priority_max sched_get_priority_min
 sched_getaffinity sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity
 sched_yield select sendfile sendmmsg sendmsg sendto set_robust_list set_tid_address setitimer setpgid
-setrlimit setsid setsockopt shutdown sigaltstack signalfd signalfd4 stat statfs statx
+setrlimit setsid shutdown sigaltstack signalfd signalfd4 stat statfs statx
 symlink symlinkat sync_file_range sysinfo tgkill time timer_create timer_delete timer_getoverrun
 timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime times tkill truncate umask
 uname unlink unlinkat utime utimensat utimes vfork wait4 waitid write writev
@@ -91,6 +91,16 @@ PRCTLS: Final = {
     "PR_SET_THP_DISABLE": 41,
     "PR_GET_THP_DISABLE": 42,
 }
+SOCKET_OPTIONS: Final = {
+    "SO_REUSEADDR": 2,
+    "SO_RCVBUF": 8,
+    "SO_LINGER": 13,
+    "SO_REUSEPORT": 15,
+    "SO_PASSCRED": 16,
+    "SO_RCVTIMEO": 20,
+    "SO_SNDTIMEO": 21,
+}
+"""Without SO_SNDBUF: a socket then holds what the host's default says, which a supervisor can reckon with."""
 FIRST_UNKNOWN: Final = 452
 """Calls newer than this list get ENOSYS, so that a newer C library falls back instead of failing."""
 X32_BIT: Final = 0x40000000
@@ -110,6 +120,8 @@ def _conditional(rules: seccomp.SyscallFilter) -> None:
         rules.add_rule(allow, "ioctl", _equal(1, LOW_WORD, command))
     for option in PRCTLS.values():
         rules.add_rule(allow, "prctl", _equal(0, LOW_WORD, option))
+    for option in SOCKET_OPTIONS.values():
+        rules.add_rule(allow, "setsockopt", _equal(2, LOW_WORD, option))
     # Shared anonymous and huge pages can be held without being resident anywhere: private or a file only.
     rules.add_rule(allow, "mmap", _equal(3, MAP_ANONYMOUS, 0))
     rules.add_rule(allow, "mmap", _equal(3, MAP_TYPE | MAP_HUGETLB, MAP_PRIVATE))

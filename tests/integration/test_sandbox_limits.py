@@ -110,6 +110,60 @@ if os.fork() == 0:
 time.sleep(60)""",
 }
 
+KERNEL_HOGS = {
+    "socket buffers": """
+import socket
+held = []
+for _ in range(4):
+    if os.fork() == 0:
+        try:
+            while True:
+                pair = socket.socketpair()
+                held.append(pair)
+                for end in pair:
+                    end.setblocking(False)
+                    try:
+                        while True: end.send(bytes(1 << 16))
+                    except BlockingIOError: pass
+        except OSError: time.sleep(60)
+time.sleep(60)""",
+    "messages of closed sockets": """
+import socket
+held = []
+for _ in range(1000):
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    theirs.send(bytes(200_000))
+    theirs.close()
+    held.append(ours)
+time.sleep(60)""",
+}
+"""Memory that no process maps."""
+
+
+@pytest.mark.parametrize("code", KERNEL_HOGS.values(), ids=KERNEL_HOGS)
+def test_what_sockets_hold_is_counted(start: Start, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _without_cgroup(monkeypatch)
+    outcome = start(code, open_files=2000).wait()
+    assert (outcome.ending, outcome.exit_code) == (Ending.memory, 137)
+
+
+def test_a_socket_can_not_hold_more_than_the_default(start: Start, tmp_path: Path) -> None:
+    code = """
+import socket
+end = socket.socketpair()[0]
+end.settimeout(1)
+end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+try: end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24)
+except PermissionError: print('refused')"""
+    start(code).wait()
+    assert said(tmp_path) == "refused\n"
+
+
+def test_a_few_sockets_cost_little(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    _without_cgroup(monkeypatch)
+    code = "import socket\nheld = [socket.socketpair() for _ in range(20)]\ntime.sleep(0.3)"
+    assert start(code, memory_bytes=128 * MIB).wait().ending is Ending.exited
+
 
 @pytest.mark.parametrize("code", HOGS.values(), ids=HOGS)
 def test_memory_is_summed_over_processes_and_tmpfs(start: Start, code: str) -> None:

@@ -6,14 +6,14 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 from pydantic import Field, field_validator
 
 from rapha.coordinator.database import Database
 from rapha.evidence.checkpoint import check_origin
 from rapha.evidence.keys import SigningKey
-from rapha.spec.base import Model, Profile
+from rapha.spec.base import Model, One, Profile
 from rapha.spec.refusals import Refused
 
 Bytes = Annotated[int, Field(ge=1, le=2**44)]
@@ -30,7 +30,7 @@ class Config(Model):
         max_pending: most registrations that may wait for review at once.
     """
 
-    version: Literal[1] = 1
+    version: One = 1
     profile: Profile
     origin: str
     max_blob_bytes: Bytes = 2**33

@@ -123,7 +123,7 @@ def _gates(node: Node, lease: Lease, data: DatasetProcess, work: Path, clock: ou
         found.append(f"{len(admitted.image.files)} files, {len(scanned.report.findings)} findings")
     with gate(node, job, "policy") as found:
         allowed = allow(node, admitted, attested, scanned)
-        found.append(f"allowed by {len(node.policies)} signed-off bundle(s)")
+        found.append(f"allowed by {len(node.policies)} pinned bundle(s)")
     with gate(node, job, "consent") as found:
         consented = consent(node, admitted, data, work)
         patients = outcome.in_words(consented)

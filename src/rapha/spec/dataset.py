@@ -15,7 +15,7 @@ import rfc8785
 from pydantic import AfterValidator, StringConstraints, model_validator
 from pydantic import Field as Bounds
 
-from rapha.spec.base import Model, Money, Name, Sha256
+from rapha.spec.base import Model, Money, Name, One, Sha256
 from rapha.spec.job import Assurance, Modality, Purpose
 
 MAX_FIELDS: Final = 4096
@@ -80,7 +80,7 @@ class Provenance(Model):
 class Described(Model):
     """What manifest and catalogue entry say alike."""
 
-    version: Literal[1] = 1
+    version: One = 1
     dataset: Name
     title: Annotated[Text, Bounds(min_length=1)]
     profile: Name

@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
-from rapha.spec.base import Model
+from rapha.spec.base import Model, One
 from rapha.spec.reported import (
     Number,
     SelfReportedPlan,
@@ -216,7 +216,7 @@ class ReleasePlan(Model):
         Refused: `schema.plan_invalid` when the parts contradict one another.
     """
 
-    version: Literal[1]
+    version: One
     weights: WeightsPlan | None = None
     self_reported: SelfReportedPlan | None = None
     trusted_metrics: tuple[TrustedMetric, ...] = ()

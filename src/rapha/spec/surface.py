@@ -16,7 +16,7 @@ from typing import Annotated, Final, Literal, Self
 import rfc8785
 from pydantic import Field, StringConstraints, model_validator
 
-from rapha.spec.base import Model, Sha256
+from rapha.spec.base import Model, One, Sha256
 from rapha.spec.refusals import REGISTRY, Refused, entry
 from rapha.spec.release_plan import ENDINGS, METRIC_DECIMALS, TRUSTED_METRICS, ReleasePlan, metric_keys
 from rapha.spec.reported import Reported
@@ -109,7 +109,7 @@ class Surface(Model):
             where no record was served.
     """
 
-    version: Literal[1] = 1
+    version: One = 1
     job_id: Sha256
     outcome: Outcome
     code: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import stat
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,11 @@ def test_the_ring_is_sealed(ring: Ring) -> None:
     ):
         with pytest.raises(PermissionError):
             change()
+
+
+def test_the_ring_is_nobody_elses_to_change(ring: Ring) -> None:
+    # Extended attributes of a memfd are bounded by nothing but this.
+    assert stat.S_IMODE(os.fstat(ring.fd).st_mode) == 0o444
 
 
 def test_what_is_written_to_a_view_is_read_by_the_job(ring: Ring) -> None:

@@ -80,6 +80,10 @@ X86: Final = {
     "swapon": 167,
     "init_module": 175,
     "delete_module": 176,
+    "setsockopt": 54,
+    "setxattr": 188,
+    "lsetxattr": 189,
+    "fsetxattr": 190,
     "add_key": 248,
     "request_key": 249,
     "keyctl": 250,
@@ -134,6 +138,9 @@ REFUSED: Final = [
     "swapon",
     "init_module",
     "delete_module",
+    "setxattr",
+    "lsetxattr",
+    "fsetxattr",
     "add_key",
     "request_key",
     "keyctl",
@@ -195,6 +202,13 @@ def test_ordinary_calls_pass() -> None:
 @pytest.mark.parametrize("upper", [0, HIGH])
 def test_no_socket_but_unix(call: str, family: int, upper: int) -> None:
     assert x86(call, family + upper) == EPERM
+
+
+@pytest.mark.parametrize("upper", [0, HIGH])
+def test_no_socket_gets_a_larger_send_buffer(upper: int) -> None:
+    large = (7 + upper, 32 + upper)  # SO_SNDBUF, SO_SNDBUFFORCE
+    assert {x86("setsockopt", 3, 1, option) for option in large} == {EPERM}
+    assert x86("setsockopt", 3, 1, 2) == ALLOW
 
 
 def test_unix_sockets_pass() -> None:

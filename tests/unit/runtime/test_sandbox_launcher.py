@@ -83,6 +83,7 @@ def test_the_dead_hold_nothing() -> None:
     assert tree.measure([2**22 + 1], 0) == tree.Use(0, 0.0)
     assert tree.status(2**22 + 1) == {}
     assert tree.descendants(2**22 + 1) == []
+    assert tree.socket_bytes(2**22 + 1) == 0
 
 
 def test_this_kernel_can_be_walked() -> None:
@@ -233,3 +234,19 @@ def test_no_program_at_all_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Refused) as refused:
         bubblewrap.Program.find()
     assert "bubblewrap" in refused.value.detail
+
+
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        ("MemTotal: 3200 kB\nMemAvailable: 100 kB\n", False),
+        ("MemTotal: 3200 kB\nMemAvailable: 99 kB\n", True),
+        ("MemTotal: 3200 kB\n", False),
+        ("", False),
+    ],
+)
+def test_a_host_without_memory_to_spare_is_seen(
+    monkeypatch: pytest.MonkeyPatch, text: str, short: bool
+) -> None:
+    monkeypatch.setattr(tree, "_read", lambda path: text)
+    assert tree.host_is_short() is short

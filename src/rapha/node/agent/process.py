@@ -8,7 +8,9 @@ of requests (`Uplink`).
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import os
 import signal
 import socket
 import sys
@@ -28,6 +30,8 @@ from rapha.spec.refusals import Refused
 from rapha.spec.states import ENDED_WITH_CODE, State
 from rapha.spec.states import parse as parse_state
 
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_DUMPABLE: Final = 4
 MARGIN_S: Final = 3600
 """Silence that is no alarm in any state: a restart, a slow disk, a lost link."""
 LONGEST_S: Final = 90 * 86400
@@ -183,10 +187,19 @@ def serve(agent: Agent, sock: socket.socket) -> None:
 def main(arguments: list[str]) -> None:
     """Start from the command line that `Uplink` gives."""
     path, descriptor = Path(arguments[0]), int(arguments[1])
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the pipeline tells the end first, then closes the socket
     config = load_config(path)
     with socket.socket(fileno=descriptor) as sock, client_for(path) as client:
         serve(Agent(client, config, agent_key(path, config)), sock)
+
+
+def die_with_parent() -> None:
+    """The agent ends with the pipeline that started it, however that ended; its key is in no core dump."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for option, value in ((_PR_SET_PDEATHSIG, signal.SIGKILL), (_PR_SET_DUMPABLE, 0)):
+        if libc.prctl(option, value, 0, 0, 0) != 0:
+            raise Refused("node.internal", f"prctl({option}): {os.strerror(ctypes.get_errno())}")
 
 
 def client_for(path: Path) -> AgentClient:

@@ -85,7 +85,7 @@ class Resolved(Model):
     dataset: Sha256
     cohort: Sha256
     opt_out_version: Sha256
-    funnel: dict[Name, Count | Annotated[str, StringConstraints(pattern=r"^<\d{1,7}$")]]
+    funnel: dict[Name, Count | Annotated[str, StringConstraints(pattern=r"^<[0-9]{1,7}$")]]
     records: Count
     patients: Count
     test_records: Count

@@ -58,6 +58,9 @@ class Ring:
                 os.posix_fallocate(self.fd, 0, size)
                 memory = mmap.mmap(self.fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
                 fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, SEALS)
+                # A memfd is born writable for everyone, and seals don't cover extended attributes: the job
+                # could hang memory of any size on it.
+                os.fchmod(self.fd, 0o444)
             except BaseException:
                 os.close(self.fd)
                 raise

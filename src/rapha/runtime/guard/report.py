@@ -9,7 +9,7 @@ from pydantic import Field
 
 from rapha.evidence import canonical
 from rapha.runtime.guard.codes import CHECKS, UNDECIDED, Finding
-from rapha.spec.base import Model, Sha256
+from rapha.spec.base import Model, One, Sha256
 from rapha.spec.release_plan import VERDICT_BITS, ReleasePlan
 from rapha.spec.reported import Reported
 
@@ -53,7 +53,7 @@ class GuardReport(Model):
     `covert_bound_bits` bounds what the job can encode in what this verdict releases.
     """
 
-    version: Literal[1] = 1
+    version: One = 1
     ok: bool
     decided: bool = True
     code: str | None = None

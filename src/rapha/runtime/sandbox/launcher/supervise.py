@@ -130,15 +130,21 @@ class Supervisor:
 
     def _passed_limit(self) -> str:
         pids = tree.descendants(os.getpid())
-        tmpfs = sum(map(tree.tmpfs_bytes, (self._stage.out, self._stage.tmp, self._stage.shm)))
-        use = tree.measure(pids, self._order.memory_bytes - tmpfs)
-        self._peak = max(self._peak, use.memory_bytes + tmpfs)
+        held = sum(map(tree.tmpfs_bytes, (self._stage.out, self._stage.tmp, self._stage.shm)))
+        held += self._in_kernel()
+        use = tree.measure(pids, self._order.memory_bytes - held)
+        self._peak = max(self._peak, use.memory_bytes + held)
         self._cpu_s = max(self._cpu_s, use.cpu_s)
-        if use.memory_bytes + tmpfs > self._order.memory_bytes:
+        if use.memory_bytes + held > self._order.memory_bytes:
             return "memory"
-        if self._group and self._group.killed_for_memory():
+        if self._group.killed_for_memory() if self._group else tree.host_is_short():
             return "memory"
         return "timeout" if self._cpu_s > self._order.cpu_s else ""
+
+    def _in_kernel(self) -> int:
+        """Memory that no process maps and a cgroup would count: what sockets may hold."""
+        init = None if self._group else self._said("child-pid")
+        return tree.socket_bytes(init) if init else 0
 
     def _observe(self) -> None:
         init = self._said("child-pid")

@@ -8,6 +8,12 @@ from typing import Final, NamedTuple
 
 _TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
 _HELD_KEYS: Final = ("RssAnon:", "VmSwap:", "HugetlbPages:")
+_SEND_BUFFER: Final = "/proc/sys/net/core/wmem_default"
+"""What each socket may send that nobody has received; the filter lets no job ask for more."""
+_USUAL_SEND_BUFFER: Final = 212_992
+"""Linux's own default (SK_WMEM_DEFAULT), where a network namespace does not show it."""
+_INODE_BYTES: Final = 1024
+"""What tmpfs itself reckons for an inode, and takes off for each KiB of extended attributes."""
 _SHARE_KEYS: Final = ("Pss_Anon:", "SwapPss:", "Private_Hugetlb:", "Shared_Hugetlb:")
 _TABLE_KEYS: Final = ("VmPTE:",)
 """Lines of /proc/PID/status and smaps_rollup.
@@ -74,9 +80,30 @@ def _share(pid: int) -> int:
 
 
 def tmpfs_bytes(path: str) -> int:
-    """What the tmpfs at `path` holds."""
+    """What the tmpfs at `path` holds, inodes included."""
     about = os.statvfs(path)
-    return (about.f_blocks - about.f_bfree) * about.f_frsize
+    inodes = (about.f_files - about.f_ffree) * _INODE_BYTES
+    return (about.f_blocks - about.f_bfree) * about.f_frsize + inodes
+
+
+def socket_bytes(pid: int) -> int:
+    """The most that the sockets of the network namespace of `pid` can hold in the kernel; 0 if it is gone.
+
+    A socket that was closed counts until the last message that it sent was received.
+    """
+    for line in _read(f"/proc/{pid}/net/sockstat").splitlines():
+        name, _, rest = line.partition(": used ")
+        if name == "sockets":
+            # Twice, since one more message is admitted while there is any room.
+            return int(rest) * 2 * int(_read(_SEND_BUFFER) or _USUAL_SEND_BUFFER)
+    return 0
+
+
+def host_is_short() -> bool:
+    """Whether less than 1/32 of the host's memory is left to anyone (false where the kernel doesn't say)."""
+    lines = (line.split() for line in _read("/proc/meminfo").splitlines())
+    kilobytes = {words[0]: int(words[1]) for words in lines if len(words) > 1}
+    return kilobytes.get("MemAvailable:", 1 << 60) * 32 < kilobytes.get("MemTotal:", 0)
 
 
 def status(pid: int) -> dict[str, str]:
