@@ -77,9 +77,8 @@ def states() -> str:
 
 def commands() -> str:
     """`--help` of every command and its sub-commands, at 100 columns and without colour."""
-    os.environ.update(
-        {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1", "_TYPER_FORCE_DISABLE_TERMINAL": "1"}
-    )
+    # Plain text, so that neither terminal nor locale changes it.
+    os.environ.update({"COLUMNS": "100", "TERMINAL_WIDTH": "100", "TYPER_USE_RICH": "0"})
     from rapha.cli.main import COMMANDS, run
 
     text = ["# Commands", "", "Generated from `--help`.", ""]
