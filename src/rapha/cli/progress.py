@@ -75,17 +75,19 @@ class Gates:
 
     def _take(self, entry: Entry) -> None:
         name, verdict = str(entry.data["gate"]), str(entry.data["verdict"])
-        now = time.monotonic()
+        at = float(entry.data["at_ms"]) / 1000
         if verdict == "started":
-            self._began.setdefault(name, now)
+            self._began.setdefault(name, at)
             return
         if name in self._ended:
             return
         found = str(entry.data.get("found") or entry.data.get("code", ""))
-        self._ended[name] = (verdict, now - self._began.get(name, now), found)
+        self._ended[name] = (verdict, at - self._began.get(name, at), found)
         if not self._console.is_terminal:
-            n = GATES.index(name) + 1
-            self._console.print(f"{n:>3} {name:<10} {verdict:<8} {self._ended[name][1]:5.2f} s  {found}")
+            line = (
+                f"{GATES.index(name) + 1:>3} {name:<10} {verdict:<8} {self._ended[name][1]:5.2f} s  {found}"
+            )
+            self._console.print(line, soft_wrap=True)
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
@@ -97,7 +99,7 @@ class Gates:
                 mark = Text("pass", "green") if verdict == "passed" else Text("NO", "bold red")
                 table.add_row(str(n), name, mark, f"{seconds:.2f}", found)
             elif name in self._began:
-                seconds = time.monotonic() - self._began[name]
+                seconds = time.time() - self._began[name]
                 table.add_row(str(n), name, Spinner("dots"), f"{seconds:.2f}", "")
             else:
                 table.add_row(str(n), Text(name, "dim"), "", "", "")
