@@ -125,9 +125,11 @@ def _interval(
     metric = _METRICS[name]
     with np.errstate(invalid="ignore", divide="ignore"):  # a resample may lack a class
         value = float(metric(labels, scores, np.ones((1, len(scores))))[0])
+        if not np.isfinite(value):
+            return {}  # before the resamples: a job may claim a thousand classes that nobody has
         drawn = np.concatenate([metric(labels, scores, weights) for weights in resamples])
     drawn = drawn[np.isfinite(drawn)]
-    if not np.isfinite(value) or not drawn.size:
+    if not drawn.size:
         return {}
     low, high = np.percentile(drawn, [2.5, 97.5])
     parts = {name: value, f"{name}.low": low, f"{name}.high": high}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as oracle
 
+from rapha.runtime import metrics
 from rapha.runtime.metrics import Labels, evaluate, parse_predictions, published
 from rapha.spec.refusals import Refused
 from rapha.spec.release_plan import TRUSTED_METRICS, TrustedMetric, metric_keys
@@ -208,3 +210,17 @@ def test_concordance_without_censoring_is_the_nodes_mistake() -> None:
     with pytest.raises(Refused) as refused:
         evaluate(["concordance"], Labels(np.arange(50)), np.zeros((50, 1), "<f4"), seed=1)
     assert refused.value.code == "node.config"
+
+
+def test_classes_that_nobody_has_cost_no_resample(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[npt.NDArray[np.float64]] = []
+
+    def resamples(patients: npt.NDArray[np.intp], seed: int) -> Iterator[npt.NDArray[np.float64]]:
+        drawn.append(np.ones((1, len(patients))))
+        yield drawn[-1]
+
+    monkeypatch.setattr(metrics, "_resamples", resamples)
+    target = np.arange(60) % 2
+    scores = np.random.default_rng(0).random((60, 1024)).astype("<f4")
+    assert evaluate(("auroc", "auprc"), Labels(target), scores, seed=1) == {}
+    assert not drawn

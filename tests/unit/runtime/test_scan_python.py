@@ -58,6 +58,8 @@ HOSTILE: dict[str, list[str | bytes]] = {
         "import httpx",
         "import aiohttp",
         "import grpc",
+        "import fsspec\nfsspec.open('http://x')",
+        "import numpy as np\nnp.lib.npyio.DataSource().open('http://x')",
         "import websockets",
         "import paramiko",
         "import ftplib",
@@ -132,6 +134,9 @@ HOSTILE: dict[str, list[str | bytes]] = {
         "loop.subprocess_exec(protocol, 'ls')",
     ],
     DYNAMIC: [
+        "import jinja2\njinja2.Template(text).render()",
+        "from sympy import sympify\nsympify(text)",
+        "import sympy\nsympy.lambdify([], text)()",
         "exec('1')",
         "eval('1')",
         "compile('1', '', 'exec')",
