@@ -79,7 +79,7 @@ class RaphaDataLoader:
 
     @property
     def records(self) -> int:
-        """How many records the split has. Looking costs nothing."""
+        """How many records the split has. Looking is not billed, but ends the node's help with crashes."""
         return self._source.records
 
     def __len__(self) -> int:

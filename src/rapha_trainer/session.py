@@ -2,9 +2,10 @@
 
     request = version u8, op u8, split u8, flags u8, tag u32, a u64, b u64, c u64    (32 bytes, little-endian)
       HELLO    -                                        reply HELLO, then JSON; carries the ring's descriptor
-      EPOCH    a batch size, b seed, c epoch            reply STARTED (a records in the epoch)
+      EPOCH    a batch size, b seed, c epoch            reply STARTED (a records in the epoch, b in the split)
       NEXT     a records, b slot given back             reply BATCH (a slot, b records) or END
       INDICES  a batch size, b slot given back, c count; then count × u32        reply BATCH or END
+      COUNT    -                                        reply STARTED (b records in the split)
 
 A slot is memory that only the broker writes. It is not written again until it is given back, so requests
 for the next slots are sent ahead while the job works on this one.
@@ -28,7 +29,7 @@ from rapha_trainer.source import Arrays, Epoch, Field, length
 
 VERSION: Final = 1
 STRUCT: Final = struct.Struct("<BBBBIQQQ")
-HELLO, EPOCH, NEXT, INDICES = 1, 2, 3, 4
+HELLO, EPOCH, NEXT, INDICES, COUNT = 1, 2, 3, 4, 5
 STARTED, BATCH, END, FAULT = 2, 3, 4, 5
 END_CAP: Final = 2
 SHUFFLE, DROP_LAST = 1, 2
@@ -87,7 +88,7 @@ class BrokerSource:
         self.fields = tuple(
             Field(f["name"], f["dtype"], tuple(f["shape"]), f["label"]) for f in described["fields"]
         )
-        self.records: int = described["records"]
+        self._records: int | None = None
         self._slot_records: int = described["slot_records"]
         self._slots: list[Arrays] = [_views(described, memory, slot) for slot in range(described["slots"])]
 
@@ -96,6 +97,15 @@ class BrokerSource:
         self._socket.close()
         for fd in [fd for fd, source in _connected.items() if source is self]:
             del _connected[fd]
+
+    @property
+    def records(self) -> int:
+        """How many records the split has. From the first look on, the node explains no crash any more."""
+        if self._records is None:
+            self._tag = (self._tag + 1) % 2**32
+            self._send(COUNT, self._tag)
+            _, _, _, self._records = self._reply(self._tag)
+        return self._records
 
     def epoch_records(self, epoch: Epoch) -> int:
         """How many records `epoch` has."""
@@ -138,7 +148,7 @@ class BrokerSource:
         # Explicit indices need no epoch, but starting one frees all slots.
         flags = 0 if explicit else SHUFFLE * epoch.shuffle | DROP_LAST * epoch.drop_last
         self._send(EPOCH, self._tag, epoch.batch_size, epoch.seed, epoch.number, flags=flags)
-        kind, _, total, _ = self._reply(self._tag)
+        kind, _, total, self._records = self._reply(self._tag)
         if kind != STARTED:
             raise RuntimeError(f"the node answered with a message of kind {kind}")
         total = self.epoch_records(epoch) if explicit else total

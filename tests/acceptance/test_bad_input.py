@@ -85,6 +85,17 @@ AT_THE_NODE = (
     Bad("crashes before the first record", "job.startup", "1 / 0\n", says="ZeroDivisionError app/train.py:1"),
     Bad("exits before the first record", "job.startup", "raise SystemExit(3)\n"),
     Bad("crashes after the first record", "job.failed", _after_records("raise RuntimeError(batch)")),
+    Bad(
+        "tells the number of records by the name of a class",
+        "job.failed",
+        GOOD.replace("for batch", "raise type(f'N{len(RaphaDataLoader())}', (Exception,), {})\nfor batch"),
+    ),
+    Bad(
+        "opens the loader and crashes",
+        "job.startup",
+        "from rapha_trainer import RaphaDataLoader\nRaphaDataLoader()\n1 / 0\n",
+    ),
+    Bad("hides a module that the node's probe needs", "policy.scan", "import json\n" + GOOD),
     Bad("writes an extra file", "job.outputs", GOOD + "open('/rapha/out/extra', 'w').write('x')\n"),
     Bad("writes a symlink", "job.outputs", GOOD + "import os; os.symlink('/etc/passwd', '/rapha/out/l')\n"),
     Bad("writes nothing", "job.outputs", GOOD.replace("release.weights", "dict")),
@@ -121,7 +132,13 @@ def project(running: Stack, tmp_path: Path) -> Project:
     for path in (made.folder / "code").iterdir():
         path.unlink()
     (made.folder / "code" / "helper.py").write_text("import urllib.request\nx = 1\n")
+    (made.folder / "code" / "json.py").write_text("raise SystemExit('shadowed')\n")
     return made
+
+
+def _harmless(project: Project) -> None:
+    (project.folder / "code" / "helper.py").unlink()
+    (project.folder / "code" / "json.py").unlink()
 
 
 def _write(project: Project, train: str = GOOD, job: str = JOB) -> Project:
@@ -134,6 +151,8 @@ def _write(project: Project, train: str = GOOD, job: str = JOB) -> Project:
 def test_ends_in_its_own_code_at_the_node(running: Stack, project: Project, bad: Bad) -> None:
     if "helper" not in bad.name:
         (project.folder / "code" / "helper.py").unlink()
+    if "hides a module" not in bad.name:
+        (project.folder / "code" / "json.py").unlink()
     signed = running.submit(_write(project, bad.train, bad.job(JOB)))
     code = _end(running, signed)
     assert code == bad.code
@@ -147,7 +166,7 @@ def test_ends_in_its_own_code_at_the_node(running: Stack, project: Project, bad:
 
 
 def test_the_next_job_runs(running: Stack, project: Project) -> None:
-    (project.folder / "code" / "helper.py").unlink()
+    _harmless(project)
     assert _end(running, running.submit(_write(project))) == ""
 
 
@@ -245,7 +264,7 @@ def test_a_job_for_another_profile_is_refused(running: Stack, project: Project) 
 def test_submitting_again_changes_nothing_and_a_replay_by_the_coordinator_is_refused(
     running: Stack, project: Project
 ) -> None:
-    (project.folder / "code" / "helper.py").unlink()
+    _harmless(project)
     signed = running.submit(_write(project))
     assert _end(running, signed) == ""
     running.client.submit(signed.job, signed.image, project.pack())
@@ -281,14 +300,14 @@ def _changed_mode(path: Path, mode: int) -> Iterator[None]:
 
 
 def test_a_dataset_that_can_be_written_is_refused(running: Stack, project: Project) -> None:
-    (project.folder / "code" / "helper.py").unlink()
+    _harmless(project)
     with _changed_mode(running.world.data / "records", 0o755):
         assert _end(running, running.submit(_write(project))) == "node.dataset_writable"
     assert _end(running, running.submit(_write(project))) == ""
 
 
 def test_a_dataset_that_is_missing_is_refused(running: Stack, project: Project) -> None:
-    (project.folder / "code" / "helper.py").unlink()
+    _harmless(project)
     records = running.world.data / "records"
     hidden = running.world.data / "elsewhere"
     records.rename(hidden)

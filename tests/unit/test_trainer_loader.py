@@ -140,7 +140,7 @@ def test_the_order_at_home_is_the_brokers() -> None:
 def test_both_ends_speak_the_same_protocol() -> None:
     job = rapha_trainer.session
     assert (job.VERSION, job.STRUCT.format, job.NO_SLOT) == (wire.VERSION, wire.STRUCT.format, wire.NO_SLOT)
-    assert tuple(wire.Op) == (job.HELLO, job.EPOCH, job.NEXT, job.INDICES)
+    assert tuple(wire.Op) == (job.HELLO, job.EPOCH, job.NEXT, job.INDICES, job.COUNT)
     assert tuple(wire.Kind) == (job.HELLO, job.STARTED, job.BATCH, job.END, job.FAULT)
     assert (job.SHUFFLE, job.DROP_LAST, job.END_CAP) == (wire.SHUFFLE, wire.DROP_LAST, wire.End.CAP)
     assert ("", *(code.name for code in wire.FaultCode)) == job.FAULTS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ class MeterAgainstSet(RuleBasedStateMachine):
         self.meter.close()
         self.meter = Meter.recover(self.path, patients=PATIENTS, key=KEY)
         self.walks = []
-        assert self.meter.usage() == before
+        # What was told before a crash is not in the journal, so the worst is assumed.
+        assert self.meter.usage() == replace(before, first_record_served=True)
 
     @rule()
     def look(self) -> None:
@@ -112,7 +114,7 @@ class MeterAgainstSet(RuleBasedStateMachine):
     def flags(self) -> None:
         # Read without `usage`, which enters a live walk into the bitmaps.
         if hasattr(self, "meter"):
-            assert self.meter.first_record_served == bool(self.used)
+            assert self.meter.first_record_served >= bool(self.used)
 
     @precondition(lambda self: hasattr(self, "meter"))
     @rule()

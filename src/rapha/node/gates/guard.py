@@ -100,7 +100,7 @@ def _measure(
     with consented.data.serve("test") as broker:
         spec = walls(
             node,
-            admitted,
+            admitted.app,
             argv=admitted.job.predict,
             inputs={"plan.json": consented.plan_file, "released": released},
             limits=limits_of(admitted),

@@ -6,6 +6,7 @@ Approval may have taken days. What is sealed is probed from inside the very wall
 from __future__ import annotations
 
 import json
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -32,7 +33,7 @@ def reach(what):
     except (OSError, ImportError) as error:
         return "unreachable"
     return "reachable"
-host, port, *paths = json.loads(sys.argv[1])
+marker, host, port, *paths = json.loads(sys.argv[1])
 def connect(family, address):
     with socket.socket(family, socket.SOCK_STREAM) as s:
         s.settimeout(2)
@@ -43,9 +44,10 @@ answers["ipv6"] = reach(lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM
 answers["netlink"] = reach(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close())
 for name, path in paths:
     answers[name] = reach(lambda: os.stat(path))
-print("RAPHA-PROBES " + json.dumps(answers))
+print(marker + json.dumps(answers))
 """
-"""Runs inside the job's walls, before the job; everything must be unreachable."""
+"""Runs inside the job's walls, before the job and without its image: isolated (`-I -S`), so that no file of
+anybody's is imported but the standard library's; everything must be unreachable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,21 +106,22 @@ def _probe(node: Node, admitted: Admitted, work: Path) -> dict[str, Literal["unr
         ("node-keys", str((node.root / node.config.keys).resolve())),
         ("node-state", str(node.state.resolve())),
     ]
-    argument = json.dumps([url.hostname, port, *hidden])
+    marker = f"{secrets.token_hex(16)} "
+    argument = json.dumps([marker, url.hostname, port, *hidden])
     log = node.log_file(admitted.id, "probe")
     spec = walls(
         node,
-        admitted,
-        argv=(node.runtime.python, "-c", PROBE, argument),
+        None,
+        argv=(node.runtime.python, "-I", "-S", "-c", PROBE, argument),
         inputs={},
         limits=Limits(wall_s=20, cpu_s=20),
         log=log,
     )
     outcome = node.sandbox.start(spec).wait()
-    lines = [x for x in log.read_text(errors="replace").splitlines() if x.startswith("RAPHA-PROBES ")]
+    lines = [x for x in log.read_text(errors="replace").splitlines() if x.startswith(marker)]
     if outcome.ending != Ending.exited or outcome.exit_code != 0 or len(lines) != 1:
         raise Refused("posture.seal_failed", "the probes could not be run")
-    answers: dict[str, str] = json.loads(lines[0].removeprefix("RAPHA-PROBES "))
+    answers: dict[str, str] = json.loads(lines[0].removeprefix(marker))
     reached = sorted(name for name, answer in answers.items() if answer != "unreachable")
     if reached or len(answers) != 4 + len(hidden):
         raise Refused("posture.seal_failed", f"reachable from inside the walls: {', '.join(reached)}")

@@ -56,7 +56,7 @@ def train(node: Node, admitted: Admitted, consented: Consented, work: Path) -> T
     with consented.data.serve("train") as broker:
         spec = walls(
             node,
-            admitted,
+            admitted.app,
             argv=admitted.job.entrypoint,
             inputs={"plan.json": consented.plan_file},
             limits=limits_of(admitted),

@@ -12,11 +12,13 @@ from rapha.runtime.sandbox.interface import Limits, Mount, Outcome, Spec
 
 APP = "/app"
 INPUT = "/rapha/in"
+MAX_COLUMNS = 16
+"""Columns of predictions that the output folder has room for."""
 
 
 def walls(
     node: Node,
-    admitted: Admitted,
+    app: Path | None,
     *,
     argv: tuple[str, ...],
     inputs: Mapping[str, Path],
@@ -25,10 +27,13 @@ def walls(
     broker: int | None = None,
     out: Path | None = None,
 ) -> Spec:
-    """A sandbox with the image at /app, the node's runtime, and `inputs` below /rapha/in; nothing else."""
+    """A sandbox with the image's `app` at /app, the node's runtime, and `inputs` below /rapha/in.
+
+    Without `app` nothing of the submitter is in it, and it starts in /.
+    """
     mounts = (
         *node.runtime.mounts,
-        Mount(admitted.app, APP),
+        *((Mount(app, APP),) if app is not None else ()),
         *(Mount(source, f"{INPUT}/{name}") for name, source in sorted(inputs.items())),
     )
     environment = {**node.runtime.env, "RAPHA_IN": INPUT, "RAPHA_OUT": "/rapha/out"}
@@ -38,7 +43,7 @@ def walls(
         argv=argv,
         mounts=mounts,
         env=environment,
-        cwd=APP,
+        cwd=APP if app is not None else "/",
         limits=limits,
         broker=broker,
         out=out,
@@ -47,13 +52,14 @@ def walls(
 
 
 def limits_of(admitted: Admitted) -> Limits:
-    """The job's own limits; output is capped by its release plan, with room for framing."""
+    """The job's own limits; output is capped by its release plan and a prediction for each record."""
     compute = admitted.job.compute
+    predictions = 4 * MAX_COLUMNS * admitted.job.dataset.max_records
     return Limits(
         wall_s=float(compute.wall_clock_s),
         cpu_s=compute.wall_clock_s * compute.cpus,
         memory_bytes=compute.memory_bytes,
-        out_bytes=max(2**20, 4 * admitted.job.outputs.max_bytes + 2**20),
+        out_bytes=min(4 * admitted.job.outputs.max_bytes + predictions, compute.memory_bytes) + 2**20,
     )
 
 

@@ -41,7 +41,7 @@ class Usage:
         transcript: hex; head of the HMAC chain over the descriptors of all hand-overs, in order.
         used_root: hex; see `used_root`.
         capped: whether a record was withheld because of the cap.
-        first_record_served: whether any record was handed over.
+        first_record_served: whether the job may know anything of the records, if only their number.
     """
 
     unique_records: int
@@ -83,6 +83,7 @@ class Meter:
         self._used, self._used_patients = BitMap(), BitMap()
         self._live: Walk | None = None
         self._unique = self._batches = self._hand_overs = 0
+        self.revealed = False
         self._capped = False
         self._synced_at = time.monotonic()
 
@@ -125,6 +126,7 @@ class Meter:
             meter = cls(patients, header.cap, key, journal, limit)
             for payload in journal.frames():
                 meter._replay(payload)
+            meter.revealed = True  # what was told before the crash is not in the journal
         except BaseException:
             journal.close()
             raise
@@ -132,8 +134,12 @@ class Meter:
 
     @property
     def first_record_served(self) -> bool:
-        """Whether any record was counted, and so may have been seen."""
-        return self._unique > 0
+        """Whether the job may know anything of the records: it saw one, or was told how many there are."""
+        return self._unique > 0 or self.revealed
+
+    def reveal(self) -> None:
+        """From now on the job knows something of the records, though none may be counted yet."""
+        self.revealed = True
 
     @property
     def exhausted(self) -> bool:

@@ -104,6 +104,7 @@ class Session:
                 raise Fault(FaultCode.SPLIT)
             if request.op is Op.HELLO:
                 return self._hello(request)
+            self._reveal()
             return self._perform(request), ()
         except Fault as fault:
             self._faults += 1
@@ -112,12 +113,21 @@ class Session:
             self._pace.spend(self._stop)
             return wire.reply(Kind.FAULT, wire.tag_of(message), fault.code), ()
 
+    def _reveal(self) -> None:
+        """Every answer but HELLO's tells something about records, if only how many there are."""
+        if not self._meter.revealed:
+            self._on_first_record()
+            self._meter.reveal()
+
     def _perform(self, request: Request) -> bytes:
         match request.op:
             case Op.EPOCH:
                 return self._start(request)
             case Op.NEXT:
                 return self._next(request)
+            case Op.COUNT:
+                self._pace.spend(self._stop)
+                return wire.reply(Kind.STARTED, request.tag, b=len(self._split))
             case _:
                 return self._explicit(request)
 
@@ -141,7 +151,7 @@ class Session:
         permutation = shuffled(total, request.b, request.c) if shuffle else None
         about = Descriptor(self._split.code, shuffle, batch_size, request.b, request.c)
         self._epoch = _Epoch(self._meter.walk(Order(self._split, permutation, length)), about)
-        return wire.reply(Kind.STARTED, request.tag, a=length)
+        return wire.reply(Kind.STARTED, request.tag, a=length, b=total)
 
     def _next(self, request: Request) -> bytes:
         epoch = self._epoch
@@ -160,11 +170,10 @@ class Session:
             epoch.about.split, epoch.about.shuffle, epoch.about.batch_size, epoch.about.seed,
             epoch.about.epoch, start,
         )  # fmt: skip
-        first = not self._meter.first_record_served
         admitted = self._meter.advance(epoch.walk, count, about)
         if len(admitted) < count:
             epoch.ended = End.CAP
-        return self._hand_over(request, slot, admitted, count, start, first)
+        return self._hand_over(request, slot, admitted, count, start)
 
     def _explicit(self, request: Request) -> bytes:
         if self._fixed_order:
@@ -175,19 +184,16 @@ class Session:
         if chosen.max() >= len(self._split):
             raise Fault(FaultCode.RANGE)
         slot = self._slot(request.b)
-        first = not self._meter.first_record_served
         about = Descriptor(self._split.code, False, request.a, explicit=hashlib.sha256(request.tail).digest())
         admitted = self._meter.take(self._split.dense[chosen], about)
-        return self._hand_over(request, slot, admitted, request.c, 0, first)
+        return self._hand_over(request, slot, admitted, request.c, 0)
 
     def _hand_over(
-        self, request: Request, slot: int, dense: NDArray[np.int64], asked: int, start: int, first: bool
+        self, request: Request, slot: int, dense: NDArray[np.int64], asked: int, start: int
     ) -> bytes:
         """Write what was counted into `slot`. The job may read the slot as soon as it is written."""
         if not len(dense):
             return self._end(request, End.CAP)
-        if first:
-            self._on_first_record()
         for number, field in enumerate(self._ring.layout.fields):
             self._store.gather(field.name, dense, self._ring.view(slot, number, len(dense)))
         self._free.remove(slot)
@@ -218,7 +224,6 @@ class Session:
             {
                 "version": wire.VERSION,
                 "split": NAMES[self._split.code],
-                "records": len(self._split),
                 "slots": layout.slots,
                 "slot_bytes": layout.slot_bytes,
                 "slot_records": layout.records,

@@ -6,15 +6,18 @@
       NEXT     a records, b slot given back             reply BATCH or END
       INDICES  a batch size, b slot given back, c count; then count × u32, relative to the split
                                                         reply BATCH or END
+      COUNT    -                                        reply STARTED, a 0
     reply   = version u8, kind u8, code u8, 0 u8, tag u32, a u64, b u64, c u64       (32 bytes)
       HELLO    a bytes of the JSON that follows
-      STARTED  a records in the epoch
+      STARTED  a records in the epoch, b records in the split
       BATCH    a slot, b records in it, c position of the first in the epoch; code CAP when cut short
       END      code: why
       FAULT    code: what was wrong; nothing changed
 
-What an op doesn't use must be zero. A tag is the job's own; replies repeat it. `rapha_trainer` has its own
-copy of this page, since it stands alone; a test holds the two together.
+HELLO tells the schema and no number of records: everything after it depends on records, so from the next
+message on a crash of the job is no longer explained. What an op doesn't use must be zero. A tag is the
+job's own; replies repeat it. `rapha_trainer` has its own copy of this page, since it stands alone; a test
+holds the two together.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ class Op(IntEnum):
     EPOCH = 2
     NEXT = 3
     INDICES = 4
+    COUNT = 5
 
 
 class Kind(IntEnum):
@@ -104,6 +108,7 @@ _USES: Final = {
     Op.EPOCH: (SHUFFLE | DROP_LAST, True, True, True),
     Op.NEXT: (0, True, True, False),
     Op.INDICES: (0, True, True, True),
+    Op.COUNT: (0, False, False, False),
 }
 
 

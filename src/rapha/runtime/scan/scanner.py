@@ -72,6 +72,8 @@ class _Scan:
             yield _finding(note, "", "info")
 
     def _shadows(self) -> Iterator[Finding]:
+        # The working folder counts as a root, too: `python3 -c` and `-m` put it first.
+        roots = self._roots | {APP.rstrip("/")}
         for path in self._image.files:
             folder, _, name = path.rpartition("/")
             module = name.partition(".")[0]
@@ -79,7 +81,7 @@ class _Scan:
                 folder, _, module = folder.rpartition("/")
             importable = name.endswith((".py", ".so", ".pyc", ".pyd"))
             if importable and module != "__init__" and self._rules.is_taken(module):
-                severity: Severity = "refuse" if folder in self._roots or path in self._reached else "info"
+                severity: Severity = "refuse" if folder in roots or path in self._reached else "info"
                 yield _finding(Note("image.shadowing", 0, f"It hides the module `{module}`."), path, severity)
 
 
