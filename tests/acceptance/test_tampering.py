@@ -13,14 +13,17 @@ from typing import Any
 import pytest
 
 from rapha.evidence import bundle as bundles
-from rapha.evidence import canonical
+from rapha.evidence import canonical, dsse
+from rapha.evidence.keys import SigningKey
 from rapha.evidence.verify import verify
 from rapha.spec.trust import Trust
 from rapha.testing import forge
 from rapha.testing import stack as stacks
 from rapha.testing.stack import Delivered
+from rapha.testing.world import NODE
 
 FLIPS = 600
+CONTEXT = ("profile", "protocol", "audience")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +41,7 @@ def test_the_untouched_bundle_verifies(delivered: Delivered, trust: Trust) -> No
     result = verify(delivered.bundle, trust, datetime.now(UTC))
     assert result.ok
     assert result.assurance == "simulated"
-    assert [s.verdict for s in result.steps] == ["pass"] * 17 + ["skipped"]
+    assert [s.verdict for s in result.steps] == ["pass"] * 18 + ["skipped"]
     assert result.unique_records > 0
     assert {a["name"] for a in result.artifacts} == {"model.safetensors", "metrics.json"}
     assert any("simulated" in line for line in result.does_not_prove)
@@ -120,6 +123,34 @@ def test_a_node_that_signs_something_else_is_caught(
     forgery = next(f for f in forge.FORGERIES if f.name == name)
     data = forge.by_the_node(delivered.stack.world, delivered.bundle, forgery)
     assert _failed(data, trust) == step
+
+
+@pytest.mark.parametrize(
+    ("section", "person", "step"), [("approvals", "guardian", "approval"), ("reviews", "reviewer", "review")]
+)
+def test_people_who_were_shown_different_things_did_not_agree(
+    delivered: Delivered, trust: Trust, section: str, person: str, step: str
+) -> None:
+    world = delivered.stack.world
+    key = SigningKey.load(world.people / f"{person}.pem")
+
+    def shown_another(parts: dict[str, Any]) -> None:
+        envelopes = parts[section]
+        body = next(e for e in envelopes if e["signatures"][0]["keyid"] == key.keyid)
+        claims = {k: v for k, v in dsse.unverified_predicate(body).items() if k not in CONTEXT}
+        again = dsse.sign(
+            section.removesuffix("s"),
+            {"job": claims["job"]},
+            {**claims, "shown": "0" * 64},
+            profile="demo",
+            audience=NODE,
+            keys=[key],
+        )
+        others = [e for e in envelopes if e is not body] or [body]
+        parts[section] = [*others, again]
+
+    forgery = forge.Forgery("shown another", step, sections=shown_another)
+    assert _failed(forge.by_the_node(world, delivered.bundle, forgery), trust) == step
 
 
 def test_the_forger_itself_makes_bundles_that_verify(delivered: Delivered, trust: Trust) -> None:

@@ -137,12 +137,13 @@ def fetch(
 
 def follower(client: Any, project: Project, key: Path, trust: Path, agreement: Path) -> Any:
     """Wire a `Follower` from files."""
-    from rapha.researcher.follow import Follower, open_agreement
+    from rapha.evidence.agreement import open_agreement
+    from rapha.researcher.follow import Follower
 
     roots = Trust.parse(_json(trust), trust.name)
     signed = project.signed()
-    terms = open_agreement(_json(agreement), roots)
-    return Follower(client, SigningKey.load(key), roots, terms, signed.job)
+    terms = open_agreement(_json(agreement), roots).terms
+    return Follower(client, SigningKey.load(key), roots, terms, signed.job, project.tickets)
 
 
 def _client(url: str, api_key: Path) -> Any:

@@ -6,7 +6,10 @@ import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Collection
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,6 +28,52 @@ class BlobStore:
         self._root = root
         self._incoming = root / "incoming"
         self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = threading.Lock()
+        self._arriving: Counter[str] = Counter()
+        self._reserved: Counter[str] = Counter()
+
+    @contextmanager
+    def arriving(self, sha256: str) -> Iterator[None]:
+        """Keep a blob from `discard` from its first byte until a table names it; then `discard` it."""
+        with self._lock:
+            self._arriving[sha256] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._arriving[sha256] -= 1
+                self._arriving += Counter()  # drops what is at zero
+
+    def discard(self, sha256: str, is_named: Callable[[str], bool]) -> None:
+        """Delete a blob that no table names, unless the same bytes are arriving again just now.
+
+        Args:
+            is_named: whether a table names a digest, in a transaction of its own.
+        """
+        with self._lock:
+            if sha256 not in self._arriving and not is_named(sha256):
+                self.path(sha256).unlink(missing_ok=True)
+
+    @contextmanager
+    def reserve(self, size: int, rooms: Mapping[str, int]) -> Iterator[None]:
+        """Set `size` bytes aside in each of `rooms` (whose → bytes that are free) while they are received.
+
+        What parallel uploads have set aside counts as used.
+
+        Raises:
+            Refused: `budget.storage` if one of them hasn't as much room.
+        """
+        with self._lock:
+            for whose, room in rooms.items():
+                if size > room - self._reserved[whose]:
+                    raise Refused("budget.storage", f"the quota of the {whose.partition(':')[0]} is used up")
+            self._reserved.update(dict.fromkeys(rooms, size))
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._reserved.subtract(dict.fromkeys(rooms, size))
+                self._reserved += Counter()
 
     def path(self, sha256: str) -> Path:
         """Where the blob `sha256` is, or would be."""
@@ -124,6 +173,12 @@ def grant(db: Connection, owner: str, sha256: str, size: int, *, quota: int) -> 
     if size > room(db, owner, quota):
         raise Refused("budget.storage", "your quota is used up")
     db.execute(insert(blobs).values(owner=owner, sha256=sha256, size=size))
+
+
+def named(db: Connection, sha256: str) -> bool:
+    """Whether some table names a digest."""
+    tables = (select(t.c.sha256).where(t.c.sha256 == sha256).limit(1) for t in (blobs, artifacts))
+    return any(db.execute(query).first() is not None for query in tables)
 
 
 def referenced(db: Connection) -> set[str]:

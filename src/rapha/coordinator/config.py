@@ -27,6 +27,8 @@ class Config(Model):
             requests that nodes sign for it.
         max_blob_bytes: largest image or artifact.
         quota_bytes: most bytes of images that one developer may keep here.
+        staged_job_bytes, staged_node_bytes: most bytes of artifacts that one job, and one node over all the
+            jobs that it has here, may keep.
         max_pending: most registrations that may wait for review at once.
     """
 
@@ -35,6 +37,8 @@ class Config(Model):
     origin: str
     max_blob_bytes: Bytes = 2**33
     quota_bytes: Bytes = 2**36
+    staged_job_bytes: Bytes = 2**34
+    staged_node_bytes: Bytes = 2**40
     max_pending: Annotated[int, Field(ge=1, le=10**6)] = 1000
 
     @field_validator("origin")

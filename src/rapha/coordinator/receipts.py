@@ -13,10 +13,12 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from rapha.coordinator import jobs, log
 from rapha.coordinator.accounts import Node
+from rapha.coordinator.config import Config
 from rapha.coordinator.jobs import By
 from rapha.coordinator.log import Log
 from rapha.coordinator.opaque import JsonObject
 from rapha.coordinator.schema import artifacts, receipts
+from rapha.coordinator.schema import jobs as table
 from rapha.evidence import canonical, dsse
 from rapha.spec.base import Model, Profile, Sha256
 from rapha.spec.refusals import Refused
@@ -45,23 +47,45 @@ class ReceiptPosted(Model):
     artifacts: Annotated[tuple[ArtifactReference, ...], Field(max_length=MAX_ARTIFACTS)]
 
 
-def stage(db: Connection, job: Row[Any], name: str, sha256: str, size: int) -> None:
+def rooms(db: Connection, job: Row[Any], name: str, config: Config) -> dict[str, int]:
+    """Bytes that artifact `name` may have: of its job, and of its node over all jobs (whose → bytes).
+
+    What the name holds already is not counted: it would be replaced.
+    """
+    other = (artifacts.c.job != job.id) | (artifacts.c.name != name)
+    staged = select(func.coalesce(func.sum(artifacts.c.size), 0)).where(other)
+    of_job = staged.where(artifacts.c.job == job.id)
+    of_node = staged.where(artifacts.c.job.in_(select(table.c.id).where(table.c.node == job.node)))
+    return {
+        f"job:{job.id}": config.staged_job_bytes - int(db.execute(of_job).scalar_one()),
+        f"node:{job.node}": config.staged_node_bytes - int(db.execute(of_node).scalar_one()),
+    }
+
+
+def stage(db: Connection, job: Row[Any], name: str, sha256: str, size: int, *, config: Config) -> str | None:
     """Name an uploaded ciphertext; it stays invisible until a receipt names it too.
 
     The same again changes nothing; another under the same name replaces it, as long as no receipt is in.
 
+    Returns:
+        The digest that it replaced, whose blob may be nobody's now; else None.
+
     Raises:
-        Refused: `policy.conflict` in another state, `schema.too_large` for too many.
+        Refused: `policy.conflict` in another state, `schema.too_large` for too many, `budget.storage`.
     """
     check_uploading(job)
+    if size > min(rooms(db, job, name, config).values()):
+        raise Refused("budget.storage", "the job or the node has too many bytes here")
     named = (artifacts.c.job == job.id) & (artifacts.c.name == name)
-    if db.execute(select(artifacts.c.name).where(named)).one_or_none() is not None:
+    before = db.execute(select(artifacts.c.sha256).where(named)).scalar_one_or_none()
+    if before is not None:
         db.execute(update(artifacts).where(named).values(sha256=sha256, size=size))
-        return
+        return str(before)
     count = select(func.count()).select_from(artifacts).where(artifacts.c.job == job.id)
     if db.execute(count).scalar_one() >= MAX_ARTIFACTS:
         raise Refused("schema.too_large", f"a job has at most {MAX_ARTIFACTS} artifacts")
     db.execute(insert(artifacts).values(job=job.id, name=name, sha256=sha256, size=size))
+    return None
 
 
 def check_uploading(job: Row[Any]) -> None:

@@ -105,6 +105,11 @@ class Service:
         self.notifier.publish(topics)
         return result
 
+    def is_named(self, sha256: str) -> bool:
+        """Whether some table names a blob; to be called off the event loop."""
+        with self.database.read() as db:
+            return blobs.named(db, sha256)
+
     def poll(
         self, topic: str, seconds: float, query: Callable[[Connection], T | None]
     ) -> Awaitable[T | None]:

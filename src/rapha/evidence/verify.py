@@ -12,13 +12,14 @@ Steps (`STEPS`), in the order in which they run:
  9 scan         the scan was of this image and left no refusal
 10 policy       allowed by exactly the pinned policy bundles
 11 approval     enough pinned owners approved this job, policy, data and node
-12 seal         fresh evidence held again before records were opened; nothing could be reached
-13 metering     records counted, in buckets, within the cap
-14 guard        all guard checks passed and released exactly the receipt's artifacts
-15 review       enough pinned reviewers signed the disclosure report
-16 attestation  a second quote covers the receipt itself
-17 log          the receipt is in the pinned log, under its signed checkpoint (RFC 9162)
-18 anchor       the checkpoint is on a chain (not asked for in this profile)
+12 seal         fresh evidence held again before records were opened; all probes were made, all walls held
+13 metering     records counted, in the agreement's buckets, within the cap
+14 guard        all guard checks passed and released exactly the plan's files, the receipt's artifacts
+15 surface      what the researcher was told is the receipt's artifacts, counts and planned metrics
+16 review       enough pinned reviewers signed the disclosure report
+17 attestation  a second quote covers the receipt itself
+18 log          the receipt is in the pinned log, under its signed checkpoint (RFC 9162)
+19 anchor       the checkpoint is on a chain (not asked for in this profile)
 
 Required steps follow from the trust file, never from what a bundle holds. After a failure nothing later is
 looked at.
@@ -148,6 +149,7 @@ STEPS: Final[tuple[tuple[str, Callable[[Case], str | None]], ...]] = (
     ("seal", gates.step_seal),
     ("metering", gates.step_metering),
     ("guard", gates.step_guard),
+    ("surface", gates.step_surface),
     ("review", gates.step_review),
     ("attestation", proof.step_attestation),
     ("log", proof.step_log),

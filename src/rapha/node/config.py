@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from rapha.evidence import canonical, dsse
-from rapha.evidence.keys import VerifyKey
-from rapha.evidence.steps.case import AUDIENCE_ALL
+from rapha.evidence.agreement import open_agreement
 from rapha.evidence.steps.gates import policy_digest
 from rapha.spec.agreement import Agreement, Label
 from rapha.spec.base import Model, Name, One, Profile
@@ -95,25 +94,17 @@ def load_agreements(folder: Path, trust: Trust) -> list[tuple[Agreement, str, ds
     """Every agreement of the folder that both parties signed, with its digest and envelope.
 
     Raises:
-        Refused: `policy.agreement`, or as `canonical.loads`, `dsse.verify` and `Model.parse`; one bad file
+        Refused: `policy.agreement`, or as `canonical.loads` and `open_agreement`; one bad file
             stops the node, since it may be the one that narrows.
     """
-    keys = [VerifyKey.from_text(k) for k in (*trust.hospitals, *trust.companies)]
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
             envelope = canonical.loads(path.read_bytes())
         except OSError as error:
             raise Refused("policy.agreement", f"{path}: {error.strerror}") from None
-        statement = dsse.verify(
-            envelope, keys, kind="agreement", profile=trust.profile, audience=AUDIENCE_ALL, threshold=2
-        )
-        agreement = Agreement.parse(statement.predicate, path.name)
-        signers = {VerifyKey.from_text(p.key).keyid for p in (agreement.hospital, agreement.company)}
-        pinned = agreement.hospital.key in trust.hospitals and agreement.company.key in trust.companies
-        if set(statement.keyids) != signers or not pinned:
-            raise Refused("policy.agreement", f"{path.name} is not signed by the two parties it names")
-        found.append((agreement, statement.digest, envelope))
+        opened = open_agreement(envelope, trust)
+        found.append((opened.terms, opened.digest, envelope))
     return found
 
 

@@ -12,12 +12,14 @@ import secrets
 import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from rapha.evidence import canonical, dsse
 from rapha.evidence.keys import SigningKey, VerifyKey
+from rapha.node.recover import destroy
 from rapha.spec.agreement import Person
 from rapha.spec.base import Profile
 from rapha.spec.receipt import Approval, Review
@@ -38,7 +40,12 @@ class Desk:
     profile: Profile
 
     def ask(self, job: str, kind: Kind, claims: Approval | Review, shown: Mapping[str, Any]) -> None:
-        """Put a request on the desk: `claims` is what is signed, `shown` what a person reads."""
+        """Put a request on the desk: `claims` is what is signed, `shown` what a person reads.
+
+        Raises:
+            Refused: `policy.approval_invalid` unless `claims` covers `shown`.
+        """
+        _check_shown(claims, shown)
         folder = self.root / job
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         request = {"job": job, "kind": kind, "claims": claims.dump(), "shown": dict(shown)}
@@ -63,13 +70,16 @@ class Desk:
 
         Raises:
             Refused: `policy.not_found` if there is no such request; `policy.approval_invalid` if it is
-                not readable; `schema.field_invalid` for a verdict that it doesn't offer.
+                not readable, or shows something else than would be signed; `schema.field_invalid` for a
+                verdict that it doesn't offer.
         """
         path = self.root / job / f"{kind}.request.json"
         if not path.is_file():
             raise Refused("policy.not_found", f"no {kind} is asked for {job[:16]}…")
         model: type[Approval | Review] = Approval if kind == "approval" else Review
-        claims = model.parse({**_read(path)["claims"], "verdict": verdict}, kind)
+        request = _read(path)
+        claims = model.parse({**request["claims"], "verdict": verdict}, kind)
+        _check_shown(claims, request["shown"])
         envelope = dsse.sign(
             kind, {"job": job}, claims.dump(), profile=self.profile, audience=self.node, keys=[key]
         )
@@ -89,7 +99,7 @@ class Desk:
 
         Raises:
             Refused: `policy.approval_missing` after `timeout_s`; `policy.approval_refused` or
-                `policy.review_refused`; `policy.approval_invalid`; `node.stopped`.
+                `policy.review_refused`; `policy.approval_invalid`; `node.stopped`; what `stopped` raises.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -103,12 +113,16 @@ class Desk:
             time.sleep(POLL_S)
 
     def clear(self, job: str) -> None:
-        """Take a job off the desk."""
+        """Take a job off the desk, whatever lies there; nothing that is left there stops a node.
+
+        What can't be deleted now is tried again at the next start.
+        """
         folder = self.root / job
-        for path in folder.glob("*.json"):
-            path.unlink()
-        if folder.is_dir():
-            folder.rmdir()
+        with suppress(OSError):
+            if folder.is_dir() and not folder.is_symlink():
+                destroy(folder)
+            else:
+                folder.unlink(missing_ok=True)
 
     def _answers(
         self, job: str, kind: Kind, expected: Approval | Review, people: Sequence[Person]
@@ -131,6 +145,16 @@ class Desk:
                 raise Refused("policy.approval_invalid", f"an {kind} is by two people or about another job")
             answers[statement.keyids[0]] = envelope
         return answers
+
+
+def _check_shown(claims: Approval | Review, shown: object) -> None:
+    # The folder is not trusted: a person signs what they read, or nothing.
+    if canonical.digest(shown) != claims.shown:
+        raise Refused("policy.approval_invalid", "what is shown is not what would be signed")
+    if isinstance(claims, Review) and (
+        not isinstance(shown, Mapping) or shown.get("report") != claims.report
+    ):
+        raise Refused("policy.approval_invalid", "the report that would be signed is not the one shown")
 
 
 def _judge(kind: Kind, claims: Approval | Review, expected: Approval | Review) -> None:

@@ -42,6 +42,10 @@ class Exit:
         """Read what the researcher's client wrote."""
         return self._uplink.read_slot(job, slot, wait_s)
 
+    def state(self, job: str) -> str:
+        """Where the coordinator has the job; nothing leaves but the id that it gave out itself."""
+        return self._uplink.state(job)
+
     def evidence(self, job: str, posture: Posture) -> None:
         """The node's evidence about itself."""
         self._uplink.write_slot(job, "evidence", posture.dump())
@@ -56,6 +60,9 @@ class Exit:
         """A refusal or failure."""
         self._uplink.transition(surface.job_id, surface.outcome, canonical.loads(encode(surface)))
 
-    def release(self, job: str, outbox: Path) -> None:
-        """A committed outbox: ciphertexts, the receipt's bundle and the surface that it binds."""
-        self._uplink.release(job, outbox)
+    def release(self, job: str, outbox: Path) -> str:
+        """A committed outbox: ciphertexts, the receipt's bundle and the surface that it binds.
+
+        Returns where the job is now: an end with a code if it was over already, and nothing was sent.
+        """
+        return self._uplink.release(job, outbox)

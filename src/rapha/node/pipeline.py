@@ -20,6 +20,7 @@ after it, exactly what was committed leaves.
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -31,7 +32,7 @@ from rapha.node.gates.approval import approve
 from rapha.node.gates.attest import attest
 from rapha.node.gates.consent import consent
 from rapha.node.gates.guard import guard
-from rapha.node.gates.intake import intake
+from rapha.node.gates.intake import Admitted, intake
 from rapha.node.gates.passed import Passed
 from rapha.node.gates.policy import allow
 from rapha.node.gates.receipt import issue
@@ -40,9 +41,11 @@ from rapha.node.gates.scan import scan
 from rapha.node.gates.seal import seal
 from rapha.node.gates.train import train
 from rapha.node.node import Node
-from rapha.node.recover import CLOSED, COMMITTED, ENDED, OPEN, destroy
+from rapha.node.recover import CLOSED, COMMITTED, ENDED, OPEN, TRAINING, charge, destroy
 from rapha.node.uplink import Lease
+from rapha.node.watch import Watch
 from rapha.spec.refusals import Refused
+from rapha.spec.states import ENDED_WITH_CODE
 from rapha.spec.surface import Surface
 
 GATES = (
@@ -70,22 +73,47 @@ def run(node: Node, lease: Lease) -> None:
         )
         return
     node.journal.append(OPEN, job)
-    work = node.state / "jobs" / job
-    work.mkdir(parents=True, mode=0o700)
     clock = outcome.Clock(node.config.quantum_s)
-    try:
-        with DatasetProcess() as data:
-            digest = _gates(node, lease, data, work, clock)
+    with Watch(node.exit, job, node.stop) as watch:
+        decided = _decide(node, lease, watch, clock)
         clock.wait_for_boundary()
-        node.journal.append(COMMITTED, job, receipt=digest)
-    except Refused as refused:
-        surface = outcome.ended(job, refused, clock)
-        clock.wait_for_boundary()
-        node.journal.append(ENDED, job, surface=surface.dump(), reason=refused.detail)
-    finally:
-        destroy(work)
-        node.desk.clear(job)
+        if isinstance(decided, Refused):
+            surface = outcome.ended(job, decided, clock)
+            node.journal.append(ENDED, job, surface=surface.dump(), reason=decided.detail)
+        else:
+            node.journal.append(COMMITTED, job, receipt=decided)
     settle(node, job)
+
+
+def _decide(node: Node, lease: Lease, watch: Watch, clock: outcome.Clock) -> str | Refused:
+    """The receipt's digest, or why there is none. What the job made is destroyed by then.
+
+    Deletion takes as long as the job's files make it, so it comes before the boundary, never after.
+    """
+    work = node.state / "jobs" / lease.job
+    decided: str | Refused
+    try:
+        work.mkdir(parents=True, mode=0o700)
+        with DatasetProcess() as data:
+            decided = _gates(node, lease, data, work, clock, watch)
+    except Refused as refused:
+        decided = charged(node, lease.job, refused)
+    except Exception as error:  # noqa: BLE001  what no gate foresaw costs the job, never the node
+        # This is the one place for it. Its words may hold records, so they go to a file that stays on the
+        # node, and its class alone goes on.
+        node.log_file(lease.job, "internal").write_text(traceback.format_exc())
+        decided = charged(node, lease.job, Refused("node.internal", type(error).__name__))
+    destroy(work)
+    node.desk.clear(lease.job)
+    return decided
+
+
+def charged(node: Node, job: str, refused: Refused) -> Refused:
+    """`refused` with what the job used: at worst its cap, if training began and nothing counted it."""
+    found = charge(node.journal.of(job))
+    if found is None or isinstance(refused, outcome.Told):
+        return refused
+    return outcome.Told(refused, found.records, found.patients, found.wall_s)
 
 
 def settle(node: Node, job: str) -> None:
@@ -97,8 +125,10 @@ def settle(node: Node, job: str) -> None:
     outbox = node.state / "outbox" / job
     events = {e.event: e for e in node.journal.of(job)}
     if COMMITTED in events:
-        node.exit.release(job, outbox)
-        node.journal.append(CLOSED, job, outcome="released")
+        state = node.exit.release(job, outbox)
+        # A job that ended meanwhile (a cancellation, a lost lease) takes nothing: its outbox stays here.
+        told = "withheld" if state in ENDED_WITH_CODE else "released"
+        node.journal.append(CLOSED, job, outcome=told, state=state)
         destroy(outbox)
     elif ENDED in events:
         surface = Surface.parse(events[ENDED].data["surface"])
@@ -106,7 +136,9 @@ def settle(node: Node, job: str) -> None:
         node.journal.append(CLOSED, job, outcome=surface.outcome, code=surface.code or "")
 
 
-def _gates(node: Node, lease: Lease, data: DatasetProcess, work: Path, clock: outcome.Clock) -> str:
+def _gates(
+    node: Node, lease: Lease, data: DatasetProcess, work: Path, clock: outcome.Clock, watch: Watch
+) -> str:
     """All eleven; returns the receipt's digest."""
     now = datetime.now(UTC)
     job = lease.job
@@ -132,7 +164,15 @@ def _gates(node: Node, lease: Lease, data: DatasetProcess, work: Path, clock: ou
         node.exit.progress(job, "awaiting_approval")
         policy = allowed.digest
         cohort = consented.resolved.cohort
-        approved = approve(node, admitted, attested, policy=policy, cohort=cohort, patients=patients)
+        approved = approve(
+            node,
+            admitted,
+            attested,
+            policy=policy,
+            cohort=cohort,
+            patients=patients,
+            stopped=watch.stopped,
+        )
         node.journal.append("approved", job, agreement=admitted.agreement.digest, scope=approved.scope)
         node.exit.progress(job, "admitted")
         found.append(f"{len(approved.envelopes)} owners signed")
@@ -142,7 +182,7 @@ def _gates(node: Node, lease: Lease, data: DatasetProcess, work: Path, clock: ou
     with outcome.metered(admitted, consented):
         with gate(node, job, "train") as found:
             node.exit.progress(job, "running")
-            clock.start()
+            _begin(node, admitted, clock)
             trained = train(node, admitted, consented, work)
             usage = consented.data.usage()
             found.append(f"{usage.unique_records} records in {usage.batches} batches, all counted first")
@@ -151,7 +191,14 @@ def _gates(node: Node, lease: Lease, data: DatasetProcess, work: Path, clock: ou
             bits = outcome.covert_bound(admitted, guarded, clock)
             found.append(f"{len(guarded.files)} files rebuilt, covert bound {bits} bits")
         with gate(node, job, "release") as found:
-            reviews = review(node, admitted, guarded, covert_bound_bits=bits, patients=patients)
+            reviews = review(
+                node,
+                admitted,
+                guarded,
+                covert_bound_bits=bits,
+                patients=patients,
+                stopped=watch.stopped,
+            )
             found.append(f"{len(reviews)} reviewer(s) signed")
         passed = Passed(
             lease,
@@ -172,6 +219,13 @@ def _gates(node: Node, lease: Lease, data: DatasetProcess, work: Path, clock: ou
             digest, surface = issue(node, passed, node.state / "outbox" / job, clock)
             found.append(f"receipt {digest[:16]}…, {len(surface.artifacts)} artifacts sealed")
     return digest
+
+
+def _begin(node: Node, admitted: Admitted, clock: outcome.Clock) -> None:
+    """From here on, an end that counts nothing is charged; on disk before the first record is served."""
+    clock.start()
+    records, patients = outcome.worst(admitted)
+    node.journal.append(TRAINING, admitted.id, started_ms=_ms(), records=records, patients=patients)
 
 
 @contextmanager

@@ -6,13 +6,52 @@ complete and signed: it is sent again, byte for byte, until the coordinator has 
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from rapha.node.journal import Entry
+from rapha.spec.units import parse_time
 
 OPEN, COMMITTED, ENDED, CLOSED = "accepted", "committed", "ended", "closed"
+TRAINING = "training"
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What is taken for used where training began and nothing counted the end.
+
+    The exact counts are in the meter's journal, under a key that only the dataset process derives, and over
+    a cohort that it would have to open the records to resolve. So the bucket of the job's cap is charged.
+
+    Attributes:
+        started: Unix time at which training began.
+        records, patients: buckets.
+        wall_s: from then to the last thing that the node wrote about the job.
+    """
+
+    started: float
+    records: int
+    patients: int
+    wall_s: float
+
+
+def charge(entries: Iterable[Entry]) -> Charge | None:
+    """The charge of one job by its journal; None if training never began."""
+    told = list(entries)
+    began = next((e for e in told if e.event == TRAINING), None)
+    if began is None:
+        return None
+    started = began.data["started_ms"] / 1000
+    last = parse_time(told[-1].time).timestamp()
+    return Charge(started, began.data["records"], began.data["patients"], max(0.0, last - started))
+
+
+def next_boundary(started: float, quantum_s: int, now: float) -> float:
+    """The first multiple of the quantum after `started` that is not before `now`, as Unix time."""
+    return started + max(0, math.ceil((now - started) / quantum_s)) * quantum_s
 
 
 def unfinished(journal: Iterable[Entry]) -> tuple[list[str], list[str]]:

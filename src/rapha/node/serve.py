@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from rapha.node.gates import outcome
 from rapha.node.journal import Journal
 from rapha.node.node import Keys, Node
 from rapha.node.posture.interface import Producer
-from rapha.node.recover import ENDED, OPEN, destroy, unfinished
+from rapha.node.recover import ENDED, OPEN, charge, destroy, next_boundary, unfinished
 from rapha.node.uplink import Uplink
 from rapha.runtime.sandbox.interface import Sandbox
 from rapha.runtime.sandbox.pyruntime import PythonRuntime
@@ -32,6 +33,7 @@ from rapha.spec.units import format_time
 
 LEASE_WAIT_S: Final = 5.0
 RETRY_S: Final = 1.0
+LONGEST_PAUSE_S: Final = 300.0
 
 
 @contextmanager
@@ -95,9 +97,10 @@ def serve(node: Node, ready: Path | None = None) -> None:
             _hold(node, refused)
     if ready is not None:
         ready.write_text("ready\n")
+    settling = Settling()
     while not node.stop.is_set():
         try:
-            settle_all(node)
+            settling.settle_all(node)
             with waiting:
                 lease = node.exit.lease(lease_key(node), LEASE_WAIT_S)
             if lease is not None:
@@ -113,17 +116,28 @@ def recover(node: Node) -> None:
     """Fail what a crash cut off, and destroy what it made; decided jobs are told again later."""
     cut_off, _ = unfinished(node.journal)
     for job in cut_off:
-        surface = outcome.ended(job, Refused("node.restarted"), outcome.Clock(node.config.quantum_s))
-        node.journal.append(ENDED, job, surface=surface.dump(), reason="the node stopped in the middle")
         destroy(node.state / "outbox" / job)
     for folder in (node.state / "jobs").glob("*"):
         destroy(folder)
     for folder in (node.state / "desk").glob("*"):
         node.desk.clear(folder.name)
+    for job in cut_off:
+        _fail(node, job)
     known = set(unfinished(node.journal)[1])
     for folder in (node.state / "outbox").glob("*"):
         if folder.name not in known:
             destroy(folder)
+
+
+def _fail(node: Node, job: str) -> None:
+    """End a job that was cut off; after training began, at a whole quantum, as any other end is told."""
+    refused = pipeline.charged(node, job, Refused("node.restarted"))
+    surface = outcome.ended(job, refused, outcome.Clock(node.config.quantum_s))
+    if (began := charge(node.journal.of(job))) is not None:
+        boundary = next_boundary(began.started, node.config.quantum_s, time.time())
+        if node.stop.wait(max(0.0, boundary - time.time())):
+            return  # the next start does it
+    node.journal.append(ENDED, job, surface=surface.dump(), reason="the node stopped in the middle")
 
 
 def lease_key(node: Node) -> str:
@@ -133,10 +147,30 @@ def lease_key(node: Node) -> str:
     return hashlib.sha256(f"rapha-lease-v1\n{node.config.node}\n{last}".encode()).hexdigest()
 
 
-def settle_all(node: Node) -> None:
-    """Tell every decided job that the coordinator doesn't have yet."""
-    for job in unfinished(node.journal)[1]:
-        pipeline.settle(node, job)
+class Settling:
+    """Tells every decided job that the coordinator doesn't have yet.
+
+    One that it will not take does not hold up another, nor new work: it is tried again after pauses that
+    grow, which are forgotten with the process.
+    """
+
+    def __init__(self) -> None:
+        self._pause: dict[str, tuple[float, float]] = {}
+
+    def settle_all(self, node: Node) -> None:
+        """Try each job that is due; what goes wrong is journalled."""
+        for job in unfinished(node.journal)[1]:
+            due, pause = self._pause.get(job, (0.0, RETRY_S))
+            if node.stop.is_set() or time.monotonic() < due:
+                continue
+            try:
+                pipeline.settle(node, job)
+            except (Refused, OSError) as error:
+                refused = error if isinstance(error, Refused) else Refused("node.internal", str(error))
+                node.journal.append("trouble", job, code=refused.code, detail=refused.detail)
+                self._pause[job] = (time.monotonic() + pause, min(2 * pause, LONGEST_PAUSE_S))
+            else:
+                self._pause.pop(job, None)
 
 
 def catalogue(node: Node) -> list[CatalogueEntry]:

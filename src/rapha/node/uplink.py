@@ -22,6 +22,10 @@ from rapha.spec.refusals import REGISTRY, Refused
 
 HEADER: Final = struct.Struct("<I")
 MAX_MESSAGE: Final = 32 * 1024 * 1024
+REPLY_S: Final = 60.0
+"""Longest that the agent may take beyond the wait that it is asked for; its own calls end well before."""
+BYTES_PER_S: Final = 2**18
+"""A link that is slower than this is a link that is down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +80,15 @@ class Uplink:
 
     def __init__(self, config: Path) -> None:
         """Start the agent for the node whose `node.json` is `config`."""
-        ours, theirs = socket.socketpair()
+        self._config = config
         self._lock = threading.Lock()
-        self._sock = ours
+        self._start()
+
+    def _start(self) -> None:
+        self._sock, theirs = socket.socketpair()
         environment = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "SSL_CERT_FILE")}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "rapha.node.agent.process", str(config), str(theirs.fileno())],
+            [sys.executable, "-I", "-m", "rapha.node.agent.process", str(self._config), str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env=environment,
@@ -104,18 +111,20 @@ class Uplink:
 
     def lease(self, key: str, wait_s: float) -> Lease | None:
         """Ask for a job; None if there is none within `wait_s`. The same `key` gets a lost answer again."""
-        reply = self._call("lease", key=key, wait=wait_s)
+        reply = self._call("lease", within_s=wait_s, key=key, wait=wait_s)
         if reply.get("job") is None:
             return None
         return Lease(reply["job"], reply["job_envelope"], reply["image_envelope"], reply["image_blob"])
 
     def fetch_image(self, job: str, sha256: str, destination: Path, limit: int) -> None:
         """Download the image archive. Raises `Refused` (`image.not_found`, `image.digest_mismatch`)."""
-        self._call("fetch_image", job=job, sha256=sha256, destination=str(destination), limit=limit)
+        asked = {"job": job, "sha256": sha256, "destination": str(destination), "limit": limit}
+        self._call("fetch_image", within_s=limit / BYTES_PER_S, **asked)
 
     def read_slot(self, job: str, slot: str, wait_s: float) -> dict[str, Any] | None:
         """What the researcher's client wrote, or None within `wait_s`."""
-        value = self._call("read_slot", job=job, slot=slot, wait=wait_s).get("value")
+        reply = self._call("read_slot", within_s=wait_s, job=job, slot=slot, wait=wait_s)
+        value = reply.get("value")
         return value if isinstance(value, dict) else None
 
     def write_slot(self, job: str, slot: str, value: Mapping[str, Any]) -> None:
@@ -126,15 +135,29 @@ class Uplink:
         """Move the job's state at the coordinator; `surface` goes with an end."""
         self._call("transition", job=job, state=state, surface=dict(surface) if surface else None)
 
-    def release(self, job: str, outbox: Path) -> None:
-        """Send the committed outbox; idempotent."""
-        self._call("release", job=job, outbox=str(outbox))
+    def state(self, job: str) -> str:
+        """Where the coordinator has the job: a state's name."""
+        return str(self._call("state", job=job)["state"])
 
-    def _call(self, request: str, **fields: Any) -> dict[str, Any]:
+    def release(self, job: str, outbox: Path) -> str:
+        """Send the committed outbox; idempotent. Returns the state that the job is in now."""
+        files = [p for p in outbox.rglob("*") if p.is_file()]
+        # Each file is a call of its own.
+        within = sum(REPLY_S + p.stat().st_size / BYTES_PER_S for p in files)
+        return str(self._call("release", within_s=within, job=job, outbox=str(outbox))["state"])
+
+    def _call(self, request: str, *, within_s: float = 0.0, **fields: Any) -> dict[str, Any]:
         with self._lock:
+            if self._process.poll() is not None:
+                self.close()
+                self._start()
             try:
+                self._sock.settimeout(within_s + REPLY_S)
                 send(self._sock, {"request": request, **fields})
                 reply = receive(self._sock)
+            except TimeoutError:
+                self.close()  # a late reply would be taken for the next one's; the next call starts afresh
+                raise Refused("policy.unavailable", f"the agent did not answer {request} in time") from None
             except OSError as error:
                 raise Refused("node.internal", f"the agent is gone: {error.strerror}") from None
         if reply is None:

@@ -11,12 +11,13 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from rapha.evidence import bundle, dsse, hpke
+from rapha.evidence import bundle, canonical, dsse, hpke
 from rapha.evidence.keys import SigningKey, VerifyKey
-from rapha.evidence.steps.case import AUDIENCE_ALL, AUDIENCE_NODE, CIPHER, PLAIN, keys_of
+from rapha.evidence.steps.case import AUDIENCE_ALL, AUDIENCE_NODE, CIPHER, PLAIN
 from rapha.evidence.steps.parties import open_job
 from rapha.researcher.client import CoordinatorClient
 from rapha.researcher.signing import check_posture, sign_ticket
+from rapha.researcher.tickets import Kept, Tickets
 from rapha.spec.agreement import Agreement
 from rapha.spec.attestation import Posture
 from rapha.spec.job import Job
@@ -35,6 +36,7 @@ class Follower:
     Attributes:
         agreement: the pinned agreement under which the node's keys are believed.
         trust: the researcher's own roots.
+        tickets: those that were signed before, by any run of the client.
     """
 
     client: CoordinatorClient
@@ -42,6 +44,7 @@ class Follower:
     trust: Trust
     agreement: Agreement
     job_envelope: dsse.EnvelopeDict
+    tickets: Tickets
 
     def opened(self) -> tuple[Job, str]:
         """The signed job and its id."""
@@ -57,8 +60,8 @@ class Follower:
     def watch(self, tell: Callable[[Mapping[str, Any]], None]) -> Mapping[str, Any]:
         """Follow until the job is delivered or ended; answers the node's evidence with a ticket.
 
-        Returns the last event. Raises `Refused` (`posture.*`) if the evidence doesn't appraise; no ticket
-        is signed then.
+        Returns the last event. Raises `Refused` (`posture.*`) if the evidence doesn't appraise, or is other
+        than that for which a ticket of this job was signed; no ticket is signed then.
         """
         _, job_id = self.opened()
         after = 0
@@ -75,11 +78,18 @@ class Follower:
         job, _ = self.opened()
         # The same for a client that was started again, and unknown to anybody else until it is sent.
         nonce = hashlib.sha256(self.key.sign(b"rapha-challenge-v1\x00" + bytes.fromhex(job_id))).hexdigest()
-        self.client.put_exchange(job_id, "challenge", {"nonce": nonce})
+        self._put(job_id, "challenge", {"nonce": nonce})
         answer = self.client.get_exchange(job_id, "evidence", wait=WAIT_S)
         if answer is None:
             return  # the node ended the job, or is gone; the next event says which
         posture = Posture.parse(answer, "evidence")
+        self._put(job_id, "ticket", self._ticket(job, job_id, nonce, posture))
+
+    def _ticket(self, job: Job, job_id: str, nonce: str, posture: Posture) -> dsse.EnvelopeDict:
+        """One ticket a job, whatever the coordinator says: the one that was signed, or the first."""
+        evidence = canonical.digest(posture.dump())
+        if self.tickets.get(job_id) is not None:
+            return self.tickets.again(job_id, nonce, evidence)
         check_posture(
             posture,
             job=job,
@@ -90,7 +100,15 @@ class Follower:
             now=int(time.time()),
         )
         ticket = sign_ticket(posture, job_id, self.key, self.trust.profile)
-        self.client.put_exchange(job_id, "ticket", ticket)
+        return self.tickets.keep(job_id, Kept(challenge=nonce, evidence=evidence, ticket=ticket))
+
+    def _put(self, job_id: str, slot: str, message: Mapping[str, Any]) -> None:
+        try:
+            self.client.put_exchange(job_id, slot, message)
+        except Refused as refused:
+            # A client that was started again finds what it wrote before.
+            if refused.code != "policy.conflict" or self.client.get_exchange(job_id, slot) != message:
+                raise
 
     def fetch(self, results_key: X25519PrivateKey, folder: Path) -> bytes:
         """Download the bundle and every artifact, decrypt, and check each against the receipt.
@@ -125,7 +143,6 @@ class Follower:
     def _artifact(
         self, job_id: str, name: str, digest: str, subjects: Mapping[str, str], key: X25519PrivateKey
     ) -> bytes:
-
         if Path(name).name != name or name.startswith("."):
             raise Refused("schema.field_invalid", f"artifact name {name!r}")
         ciphertext = self.client.artifact(job_id, name)
@@ -135,16 +152,3 @@ class Follower:
         if hashlib.sha256(content).hexdigest() != digest:
             raise Refused("image.digest_mismatch", f"artifact {name} is not the receipt's")
         return content
-
-
-def open_agreement(envelope: object, trust: Trust) -> Agreement:
-    """An agreement that a pinned hospital and a pinned company signed. Raises `Refused`."""
-    statement = dsse.verify(
-        envelope,
-        keys_of(trust.hospitals) + keys_of(trust.companies),
-        kind="agreement",
-        profile=trust.profile,
-        audience=AUDIENCE_ALL,
-        threshold=2,
-    )
-    return Agreement.parse(statement.predicate, "agreement")

@@ -13,6 +13,7 @@ from typing import Any, Final
 from rapha.evidence import canonical, dsse, hpke
 from rapha.evidence.keys import SigningKey
 from rapha.researcher.signing import SignedJob, sign_job
+from rapha.researcher.tickets import Tickets
 from rapha.spec.base import Profile
 from rapha.spec.job import JobFile, parse_job_file
 from rapha.spec.refusals import Refused
@@ -37,6 +38,11 @@ class Project:
     def signed_file(self) -> Path:
         """What `sign` writes and `submit` sends."""
         return self.folder / "job.signed.json"
+
+    @property
+    def tickets(self) -> Tickets:
+        """The tickets that were signed for the jobs of this folder."""
+        return Tickets(self.folder / ".tickets")
 
     def load(self) -> JobFile:
         """Read and check `job.yaml`. Raises `Refused` (`schema.*`)."""

@@ -14,7 +14,7 @@ from rapha.evidence.steps.gates import policy_digest
 from rapha.spec.agreement import Agreement
 from rapha.spec.attestation import Appraisal, Posture, Ticket
 from rapha.spec.base import Profile
-from rapha.spec.job import Job
+from rapha.spec.job import RANK, Job
 from rapha.spec.refusals import Refused
 from rapha.spec.trust import Trust
 
@@ -59,6 +59,7 @@ def check_posture(
         raise Refused(
             "policy.node_not_eligible", f"{posture.node} is not a node of the agreement and the job"
         )
+    least = {job.assurance, agreement.least_assurance, trust.least_assurance}
     return appraise(
         posture,
         Expected(
@@ -69,7 +70,7 @@ def check_posture(
             signing_key=keys[0],
             measurements=agreement.measurements,
             simulated_roots=[VerifyKey.from_text(k) for k in trust.simulated_tee],
-            least_assurance=job.assurance,
+            least_assurance=max(least, key=RANK.__getitem__),
             now=now,
         ),
     )

@@ -53,7 +53,7 @@ class Agreement(Model):
     """What a hospital and an AI company agreed; signed by both.
 
     `measurements` are the node builds that the parties accept; an empty list refuses, as does an empty
-    list of any keys.
+    list of any keys. `billing_bucket` is the step in which records and patients are told and billed.
     """
 
     id: Name
@@ -72,6 +72,7 @@ class Agreement(Model):
     purposes: Annotated[tuple[Purpose, ...], Field(min_length=1, max_length=64)]
     max_output_bytes: Annotated[int, Field(ge=0, le=2**40)]
     price_per_record: Money
+    billing_bucket: Annotated[int, Field(ge=1, le=10**6)]
     currency: Literal["USDC"]
     least_assurance: Assurance
     documents: Documents | None
@@ -86,4 +87,17 @@ class Agreement(Model):
         ):
             if len({p.key for p in people}) < required:
                 raise ValueError(f"{name} is more than there are keys")
+        self._check_roles()
         return self
+
+    def _check_roles(self) -> None:
+        # One person may have several roles on one side; nobody checks on both sides, and no node is a person.
+        company = {self.company.key, *(p.key for p in self.developers)}
+        hospital = {self.hospital.key, *(p.key for p in (*self.approvers, *self.reviewers))}
+        nodes = [n.receipt_key for n in self.nodes]
+        if company & hospital:
+            raise ValueError("a key of the company's side is also on the hospital's side")
+        if len(set(nodes)) != len(nodes) or set(nodes) & (company | hospital):
+            raise ValueError("a node's receipt key is another node's or a person's key")
+        if len({n.id for n in self.nodes}) != len(nodes):
+            raise ValueError("two nodes have the same id")

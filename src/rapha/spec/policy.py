@@ -81,7 +81,7 @@ class JobFacts(Model):
                 cohort_fields=tuple(fields),
             ),
             outputs=RequestedOutputs(
-                bytes=plan.released_bytes,
+                bytes=plan.outgoing_bytes,
                 parameters=plan.parameters,
                 has_weights=plan.weights is not None,
                 release_dtype=plan.weights.release_dtype if plan.weights else None,

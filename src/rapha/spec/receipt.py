@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, StringConstraints
 
+from rapha.spec.agreement import Label
 from rapha.spec.base import Model, Name, Sha256, Timestamp
 from rapha.spec.job import Assurance, Purpose
 
@@ -31,6 +32,19 @@ SECTIONS: Final = (
     "surface",
 )
 """The parts of a bundle that the receipt binds, by the SHA-256 of their canonical form."""
+
+
+PROBES: Final = frozenset(
+    {"coordinator", "ipv4", "ipv6", "netlink", "dataset-folder", "node-keys", "node-state"}
+)
+"""What is tried from inside the walls before every job; all of it must be unreachable."""
+WALLS: Final = {
+    "bubblewrap": frozenset(
+        {"capabilities", "driver", "host_uid", "limits", "namespaces", "no_new_privs"}
+        | {"seccomp", "seccomp_filter"}
+    )
+}
+"""The walls that each sandbox driver reports of every run."""
 
 
 class JobReference(Model):
@@ -72,8 +86,8 @@ class Usage(Model):
 class AirGap(Model):
     """What was probed while sealed. Counters are the host's own word."""
 
-    interface: str | None
-    waiver: str | None
+    interface: Name | None
+    waiver: Label | None
     probes: dict[str, Literal["unreachable"]]
     reported_by: Literal["host"]
 
@@ -81,7 +95,7 @@ class AirGap(Model):
 class Sandbox(Model):
     """The driver and the walls that held."""
 
-    driver: str
+    driver: Name
     walls: dict[str, str]
 
 
@@ -113,7 +127,7 @@ class Receipt(Model):
 
 
 class Approval(Model):
-    """An owner's signed yes or no, over everything that was shown to them."""
+    """An owner's signed yes or no; `shown` is the digest of all that was shown to them."""
 
     job: Sha256
     verdict: Literal["approve", "refuse"]
@@ -122,11 +136,13 @@ class Approval(Model):
     cohort: Sha256
     measurement: Sha256
     changes: Sha256
+    shown: Sha256
 
 
 class Review(Model):
-    """An output reviewer's signed verdict over the disclosure report."""
+    """An output reviewer's signed verdict over the disclosure report, and the digest of what was shown."""
 
     job: Sha256
     verdict: Literal["release", "metrics-only", "refuse"]
     report: Sha256
+    shown: Sha256

@@ -56,6 +56,8 @@ METRICS_FILE: Final = "metrics.json"
 HEADER_LIMIT: Final = 2**20
 """Largest safetensors header that is read or written, bytes."""
 METRIC_DECIMALS: Final = 3
+METRIC_WIDTH: Final = 11
+"""Most characters of a published metric: 1e6 with its decimals."""
 ENDINGS: Final = (
     *("success", "job.failed", "job.time", "job.memory", "job.outputs"),
     *("job.cancelled", "policy.review_refused", "node.stopped", "node.restarted"),
@@ -228,8 +230,8 @@ class ReleasePlan(Model):
             raise invalid("the plan releases nothing")
         unique([f.casefold() for f in self.files], "file")
         unique(list(self.trusted_metrics), "trusted metric")
-        if self.released_bytes > self.max_bytes:
-            raise invalid(f"{self.released_bytes} bytes may be released, and max_bytes is {self.max_bytes}")
+        if self.outgoing_bytes > self.max_bytes:
+            raise invalid(f"{self.outgoing_bytes} bytes may be released, and max_bytes is {self.max_bytes}")
         return self
 
     @property
@@ -249,9 +251,29 @@ class ReleasePlan(Model):
 
     @property
     def released_bytes(self) -> int:
-        """Most bytes of all released files."""
+        """Most bytes of all files that the guard rebuilds; the node's own metrics are not among them."""
         weights = self.weights.released_bytes if self.weights else 0
         return weights + (self.self_reported.released_bytes if self.self_reported else 0)
+
+    @property
+    def metrics_bytes(self) -> int:
+        """Most bytes of the node's own metrics file, which repeats the self-reported fields."""
+        if not self.trusted_metrics:
+            return 0
+        keys = [key for name in self.trusted_metrics for key in metric_keys(name)]
+        trusted = 2 + sum(len(key) + 4 + METRIC_WIDTH for key in keys)
+        reported = self.self_reported.released_bytes if self.self_reported else 2
+        return len('{"self_reported":,"trusted":}') + reported + trusted
+
+    @property
+    def outgoing_bytes(self) -> int:
+        """Most bytes of all that leaves: the rebuilt files and the node's own metrics.
+
+        A self-reported file with the name of the metrics file is replaced by it.
+        """
+        replaced = bool(self.trusted_metrics) and METRICS_FILE in self.files
+        kept = 0 if replaced or not self.self_reported else self.self_reported.released_bytes
+        return (self.weights.released_bytes if self.weights else 0) + kept + self.metrics_bytes
 
     @property
     def output_bytes(self) -> int:

@@ -7,7 +7,7 @@ import re
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Annotated, Final, Literal
 
-from pydantic import AllowInfNan, Field, model_validator
+from pydantic import AllowInfNan, Field, StringConstraints, model_validator
 
 from rapha.spec.base import Model
 from rapha.spec.refusals import Refused
@@ -19,7 +19,10 @@ Reported = bool | int | float | str
 """A value that a job states about itself, as it is released."""
 MAX_FIELDS: Final = 256
 _NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_:@+-]|\.(?!\.)){0,190}(?<!\.)")
-_FILE: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|\.(?!\.)){0,63}")
+_MAX_FILE: Final = 64
+_FILE: Final = r"[A-Za-z0-9_](?:\.?[A-Za-z0-9_-])*\.?"
+FileName = Annotated[str, StringConstraints(pattern=f"^{_FILE}$", max_length=_MAX_FILE)]
+"""The plain name of a released file, wherever it is said: no dot at its start, no two in a row."""
 
 
 def invalid(message: str) -> Refused:
@@ -32,7 +35,7 @@ def check_name(name: str, what: str) -> None:
 
 
 def check_file(name: str, suffix: str) -> None:
-    if not _FILE.fullmatch(name) or not name.endswith(suffix):
+    if len(name) > _MAX_FILE or not re.fullmatch(_FILE, name) or not name.endswith(suffix):
         raise invalid(f"file {name[:64]!a} must be a plain name that ends in {suffix}")
 
 

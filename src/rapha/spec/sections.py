@@ -12,6 +12,7 @@ from pydantic import Field, StringConstraints
 
 from rapha.spec.base import Model, Sha256, Yes, Zero
 from rapha.spec.receipt import Count, ImageDigest
+from rapha.spec.reported import FileName
 
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9 ._+/-]{1,64}$")]
 
@@ -46,7 +47,7 @@ class GuardCheck(Model):
 class Released(Model):
     """A file that the guard rebuilt."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+    name: FileName
     sha256: Sha256
     bytes: Count
 

@@ -174,7 +174,7 @@ class Surface(Model):
         Raises:
             Refused: `node.internal` for a name or value that `plan` does not have.
         """
-        _check_planned(plan, artifacts, metrics, self_reported)
+        check_planned(plan, artifacts, metrics, self_reported)
         return cls(
             job_id=job_id,
             outcome="success",
@@ -218,12 +218,13 @@ class Surface(Model):
         )
 
 
-def _check_planned(
+def check_planned(
     plan: ReleasePlan,
     artifacts: tuple[Artifact, ...],
     metrics: Mapping[str, float],
     self_reported: Mapping[str, Reported],
 ) -> None:
+    """What a success carries is what `plan` names. Raises `Refused` (`node.internal`)."""
     fields = {f.name: f for f in plan.self_reported.fields} if plan.self_reported else {}
     if (
         sorted(a.name for a in artifacts) != sorted(plan.released_files)

@@ -65,6 +65,18 @@ def _set(*path: str | int, to: Any) -> Change:
     return change
 
 
+_TOLD: Final = ("surface", "artifacts", 0)
+_FAILED: Final = {
+    **{"outcome": "failed", "code": "job.failed", "exit_class": "failed"},
+    **{"artifacts": [], "metrics": {}},
+}
+
+
+def _weights(parts: Parts) -> Parts:
+    found: Parts = next(r for r in parts["guard"]["released"] if r["name"].endswith(".safetensors"))
+    return found
+
+
 FORGERIES: Final = (
     Forgery("another job id", "receipt", receipt=_set("job", "id", to="0" * 64)),
     Forgery("another company", "receipt", receipt=_set("job", "company", to="somebody-else")),
@@ -110,6 +122,49 @@ FORGERIES: Final = (
     Forgery("the seal's evidence twice", "posture", sections=lambda p: p.update(admission=p["seal"])),
     Forgery("no second look", "seal", sections=lambda p: p.update(seal=p["admission"])),
     Forgery("an unknown field in a section", "guard", sections=_set("guard", "note", to="x")),
+    # The surface is what the researcher was told.
+    Forgery("a surface of free text", "surface", sections=_set("surface", to={"anything": "AUROC 0.999"})),
+    Forgery("another job's surface", "surface", sections=_set("surface", "job_id", to="0" * 64)),
+    Forgery("a surface that failed", "surface", sections=lambda p: p["surface"].update(_FAILED)),
+    Forgery("a surface with a detail", "surface", sections=_set("surface", "detail", to="patient 7")),
+    Forgery("another metric told", "surface", sections=_set("surface", "metrics", "auroc", to=0.999)),
+    Forgery("a metric not planned", "surface", sections=lambda p: p["surface"]["metrics"].update(rmse=0.5)),
+    Forgery("text as self-reported", "surface", sections=_set("surface", "self_reported", to={"note": "x"})),
+    Forgery("no artifacts told", "surface", sections=_set("surface", "artifacts", to=[])),
+    Forgery("another ciphertext told", "surface", sections=_set(*_TOLD, "cipher_sha256", to="0" * 64)),
+    Forgery("another digest told", "surface", sections=_set(*_TOLD, "sha256", to="0" * 64)),
+    Forgery("another size told", "surface", sections=_set(*_TOLD, "bytes", to=lambda n: n + 1)),
+    Forgery("other records told", "surface", sections=_set("surface", "records_bucket", to=lambda n: n - 10)),
+    Forgery("other patients told", "surface", sections=_set("surface", "patients_bucket", to=10)),
+    # Exactly the plan's files, at the plan's sizes, under a bound that the plan itself needs.
+    Forgery("nothing released", "guard", sections=_set("guard", "released", to=[]), subjects=dict.clear),
+    Forgery(
+        "a file that is not planned",
+        "guard",
+        sections=lambda p: p["guard"]["released"].append({"name": "r.csv", "sha256": "0" * 64, "bytes": 9}),
+        subjects=lambda s: s.update({"artifact:r.csv": "0" * 64, "ciphertext:r.csv": "0" * 64}),
+    ),
+    Forgery("weights of another size", "guard", sections=lambda p: _weights(p).update(bytes=1)),
+    Forgery("metrics too large", "guard", sections=_set("guard", "released", 0, "bytes", to=10**5)),
+    Forgery(
+        "no covert bound", "guard", _set("guard", "covert_bound_bits", to=0), _set("covert_bound_bits", to=0)
+    ),
+    Forgery("a larger bound than the guard's", "guard", receipt=_set("covert_bound_bits", to=2**50)),
+    Forgery("no records", "metering", receipt=lambda r: r["usage"].update(records=0, patients=0)),
+    Forgery("no patients", "metering", receipt=_set("usage", "patients", to=0)),
+    Forgery("patients outside the buckets", "metering", receipt=_set("usage", "patients", to=7)),
+    Forgery("a lower cap", "metering", receipt=lambda r: r["usage"].update(cap=r["usage"]["records"])),
+    Forgery("other buckets", "metering", receipt=lambda r: r["usage"].update(bucket=1000, records=1000)),
+    Forgery("buckets of one", "metering", receipt=_set("usage", "bucket", to=1)),
+    Forgery("invented probes", "seal", receipt=_set("airgap", "probes", to={"fine": "unreachable"})),
+    Forgery("one probe more", "seal", receipt=_set("airgap", "probes", "wifi", to="unreachable")),
+    Forgery("one probe less", "seal", receipt=lambda r: r["airgap"]["probes"].pop("ipv6")),
+    Forgery("neither interface nor waiver", "seal", receipt=_set("airgap", "waiver", to=None)),
+    Forgery("interface and waiver", "seal", receipt=_set("airgap", "interface", to="eth0")),
+    Forgery("no walls", "seal", receipt=_set("sandbox", "walls", to={})),
+    Forgery("no known sandbox", "seal", receipt=lambda r: r.update(sandbox={"driver": "none", "walls": {}})),
+    Forgery("a wall that is empty", "seal", receipt=_set("sandbox", "walls", "seccomp", to="")),
+    Forgery("the walls of another sandbox", "seal", receipt=_set("sandbox", "walls", "driver", to="none")),
 )
 
 

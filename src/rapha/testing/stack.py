@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from rapha.evidence import canonical, hpke
+from rapha.evidence.agreement import open_agreement
 from rapha.evidence.keys import SigningKey
 from rapha.node import journal
 from rapha.node.desk import Desk
 from rapha.researcher.client import CoordinatorClient
-from rapha.researcher.follow import Follower, open_agreement
+from rapha.researcher.follow import Follower
 from rapha.researcher.project import Project
 from rapha.researcher.signing import SignedJob
 from rapha.spec.refusals import Refused
@@ -156,8 +157,9 @@ class Stack:
 
     def follower(self, signed: SignedJob) -> Follower:
         """The researcher's client for one job."""
-        agreement = open_agreement(canonical.loads(self.world.agreement.read_bytes()), self.trust)
-        return Follower(self.client, self.key, self.trust, agreement, signed.job)
+        agreement = open_agreement(canonical.loads(self.world.agreement.read_bytes()), self.trust).terms
+        tickets = self.world.project.tickets
+        return Follower(self.client, self.key, self.trust, agreement, signed.job, tickets)
 
     def follow(
         self, signed: SignedJob, tell: Callable[[Mapping[str, Any]], None] | None = None

@@ -195,6 +195,7 @@ def _agreement(world: World, keys: dict[str, SigningKey], measurement: str) -> A
             "purposes": list(manifest.purposes),
             "max_output_bytes": 1048576,
             "price_per_record": manifest.price_per_record,
+            "billing_bucket": manifest.billing_bucket,
             "currency": "USDC",
             "least_assurance": "simulated",
             "documents": None,

@@ -215,3 +215,75 @@ def test_the_operators_commands(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert (code, out) == (1, "")
         assert "policy.not_found" in words
     assert rapha("serve", "--host", "0.0.0.0")[0] == 3
+
+
+def test_what_parallel_uploads_set_aside_is_used(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    with store.reserve(60, {"developer:a": 100}):
+        with pytest.raises(Refused, match=r"budget\.storage"), store.reserve(41, {"developer:a": 100}):
+            pass
+        with store.reserve(40, {"developer:a": 100}), store.reserve(100, {"developer:b": 100}):
+            pass
+        with (
+            pytest.raises(Refused, match=r"budget\.storage.*node"),
+            store.reserve(40, {"developer:a": 100, "node:n": 39}),
+        ):
+            pass
+        with store.reserve(40, {"developer:a": 100}):
+            pass
+    with store.reserve(100, {"developer:a": 100}):
+        pass
+
+
+def test_a_blob_is_deleted_only_when_nothing_names_or_brings_it(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    data = b"bytes"
+    sha256 = hashlib.sha256(data).hexdigest()
+    with store.upload(sha256, 100) as upload:
+        upload.write(data)
+        upload.keep()
+    store.discard(sha256, lambda _: True)
+    with store.arriving(sha256):
+        with store.arriving(sha256):
+            pass
+        store.discard(sha256, lambda _: False)
+    assert store.path(sha256).exists()
+    store.discard(sha256, lambda _: False)
+    store.discard(sha256, lambda _: False)
+    assert not store.path(sha256).exists()
+
+
+def _files(running: Any) -> set[str]:
+    return {path.name for path in running.work.blobs.glob("??/*")}
+
+
+def test_a_refused_image_leaves_nothing(running: Any, alice: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def _refuse(*_: object, **__: object) -> None:
+        raise Refused("budget.storage")
+
+    monkeypatch.setattr(blobs, "grant", _refuse)
+    with pytest.raises(Refused, match=r"budget\.storage"):
+        alice.client.upload(alice.archive)
+    assert _files(running) == set()
+
+
+def test_staging_again_replaces_and_what_a_job_may_stage_is_capped(
+    running: Any, alice: Any, node: Any
+) -> None:
+    job = alice.submit()
+    node.client.lease()
+    node.run(job)
+    before = _files(running)
+    for content in (b"one", b"two", b"two"):
+        sha256 = node.upload(job, "a.bin", content)
+        assert _files(running) == before | {sha256}
+    object.__setattr__(running.service.config, "staged_job_bytes", 10)
+    node.upload(job, "a.bin", b"x" * 10)
+    node.upload(job, "a.bin", b"y" * 10)
+    with pytest.raises(Refused, match=r"schema\.too_large"):
+        node.upload(job, "b.bin", b"z")
+    object.__setattr__(running.service.config, "staged_job_bytes", 100)
+    object.__setattr__(running.service.config, "staged_node_bytes", 10)
+    with pytest.raises(Refused, match=r"schema\.too_large"):
+        node.upload(job, "b.bin", b"z")
+    assert _files(running) == before | {hashlib.sha256(b"y" * 10).hexdigest()}

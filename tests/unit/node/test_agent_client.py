@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import gzip
 import hashlib
 import threading
 from collections.abc import Iterator
@@ -175,3 +177,62 @@ def test_a_key_may_be_kept_elsewhere(hostile: Hostile) -> None:
     with AgentClient(hostile.url, remote, node="n", origin="o", profile="demo") as client:
         assert client.open_jobs() == []
     assert asked[0]["method"] == "GET"
+
+
+def test_an_answer_is_read_under_a_limit_and_a_deadline(
+    hostile: Hostile, client: AgentClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(transport, "MAX_ANSWER", 100)
+    for status in (200, 409):
+        hostile.answers = [(status, b" " * 101)] * 3
+        with pytest.raises(Refused, match=r"policy\.unavailable.*passes"):
+            client.state("a" * 64)
+    monkeypatch.setattr(transport, "MAX_CALL_S", 0.0)
+    for call in (
+        lambda: client.state("a" * 64),
+        lambda: client.download_blob(DIGEST, tmp_path / "image.tar", 0),
+    ):
+        hostile.answers = [(200, b'{"state": "leased"}')] * 3
+        with pytest.raises(Refused, match=r"policy\.unavailable.*in time"):
+            call()
+
+
+def test_a_deadline_ends_what_drips(hostile: Hostile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "MAX_CALL_S", 0.3)
+    gone = threading.Event()
+
+    def _drip(handler: Any) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000000")
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            while not gone.wait(0.02):
+                handler.wfile.write(b" ")
+
+    monkeypatch.setattr(_Handler, "do_GET", _drip)
+    with (
+        AgentClient(hostile.url, KEY, node="n", origin="o", profile="demo") as client,
+        pytest.raises(Refused, match=r"policy\.unavailable"),
+    ):
+        client.state("a" * 64)
+    gone.set()
+
+
+def test_a_packed_answer_is_not_unpacked(
+    hostile: Hostile, client: AgentClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str | None] = []
+
+    def _packed(handler: Any) -> None:
+        said.append(handler.headers["Accept-Encoding"])
+        body = gzip.compress(b'{"state": "leased"}' + b" " * 10**6)
+        handler.send_response(200)
+        handler.send_header("Content-Encoding", "gzip")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    monkeypatch.setattr(_Handler, "do_GET", _packed)
+    with pytest.raises(Refused):
+        client.state("a" * 64)
+    assert set(said) == {"identity"}

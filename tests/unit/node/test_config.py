@@ -23,7 +23,7 @@ CONFIG: dict[str, Any] = {
     "runtime": ["numpy"],
     "runtime_name": "python-torch",
 }
-HOSPITAL, COMPANY, OTHER_HOSPITAL, OTHER = (SigningKey.generate() for _ in range(4))
+HOSPITAL, COMPANY, OTHER_HOSPITAL, OTHER, OWNER, NODE = (SigningKey.generate() for _ in range(6))
 
 
 def text(key: SigningKey) -> str:
@@ -44,19 +44,20 @@ TRUST = Trust.parse(TRUST_FILE)
 
 
 def agreement(hospital: SigningKey = HOSPITAL, company: SigningKey = COMPANY) -> dict[str, Any]:
-    people = [{"name": "A", "role": "DPO", "key": text(OTHER)}]
+    people = [{"name": "A", "role": "DPO", "key": text(OWNER)}]
+    developers = [{"name": "D", "role": "developer", "key": text(OTHER)}]
     return {
         "id": "a-1",
         "hospital": {"id": "st-marys", "name": "St Mary's", "key": text(hospital)},
         "company": {"id": "acme", "name": "Acme", "key": text(company)},
         "not_before": "2026-01-01T00:00:00Z",
         "not_after": "2027-01-01T00:00:00Z",
-        **{"developers": people, "approvers": people, "reviewers": people},
+        **{"developers": developers, "approvers": people, "reviewers": people},
         **{"approvals_required": 1, "reviews_required": 1},
-        "nodes": [{"id": "st-marys-1", "receipt_key": text(OTHER)}],
+        "nodes": [{"id": "st-marys-1", "receipt_key": text(NODE)}],
         **{"measurements": ["aa" * 32], "datasets": ["fna"], "purposes": ["research"]},
         **{"max_output_bytes": 1, "price_per_record": "0", "currency": "USDC"},
-        **{"least_assurance": "simulated", "documents": None},
+        **{"billing_bucket": 10, "least_assurance": "simulated", "documents": None},
     }
 
 
@@ -141,6 +142,10 @@ REFUSED: dict[str, dsse.EnvelopeDict | bytes] = {
     "a second hospital for the company": sign(agreement(company=OTHER_HOSPITAL), HOSPITAL, OTHER_HOSPITAL),
     "a company for the hospital": sign(agreement(COMPANY, HOSPITAL), HOSPITAL, COMPANY),
     "signed by others than it names": sign(agreement(), OTHER_HOSPITAL, COMPANY),
+    "two hospitals, and not the company": sign(agreement(), HOSPITAL, OTHER_HOSPITAL),
+    "the roles swapped, of two pinned keys": sign(
+        agreement(COMPANY, OTHER_HOSPITAL), COMPANY, OTHER_HOSPITAL
+    ),
     "signed by three": sign(agreement(), HOSPITAL, OTHER_HOSPITAL, COMPANY),
     "production": sign(agreement(), profile="production"),
     "another audience": sign(agreement(), audience="node"),

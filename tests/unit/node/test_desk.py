@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from rapha.evidence import dsse
+from rapha.evidence import canonical, dsse
 from rapha.evidence.keys import SigningKey
 from rapha.node.desk import Desk
 from rapha.spec.agreement import Person
 from rapha.spec.receipt import Approval, Review
 from rapha.spec.refusals import Refused
 
+SHOWN = {"who": "Acme", "patients": "up to 10"}
+REPORT = {"report": "ff" * 32, "covert_bound_bits": 8_000_000}
 JOB, OTHER_JOB = "11" * 32, "22" * 32
 ANN, BEN, EVE = (SigningKey.generate() for _ in range(3))
 CLAIMS = Approval(
@@ -26,8 +28,9 @@ CLAIMS = Approval(
     cohort="cc" * 32,
     measurement="dd" * 32,
     changes="ee" * 32,
+    shown=canonical.digest(SHOWN),
 )
-REVIEW = Review(job=JOB, verdict="release", report="ff" * 32)
+REVIEW = Review(job=JOB, verdict="release", report="ff" * 32, shown=canonical.digest(REPORT))
 
 
 def person(key: SigningKey) -> Person:
@@ -40,7 +43,7 @@ PEOPLE = [person(ANN), person(BEN)]
 @pytest.fixture
 def desk(tmp_path: Path) -> Desk:
     made = Desk(tmp_path / "desk", "hospital-1", "demo")
-    made.ask(JOB, "approval", CLAIMS, {"who": "Acme"})
+    made.ask(JOB, "approval", CLAIMS, SHOWN)
     return made
 
 
@@ -103,7 +106,7 @@ def test_one_no_is_a_no(desk: Desk) -> None:
 
 @pytest.mark.parametrize("verdict", ["refuse", "metrics-only"])
 def test_a_review_that_is_not_release_is_a_no(desk: Desk, verdict: str) -> None:
-    desk.ask(JOB, "review", REVIEW, {})
+    desk.ask(JOB, "review", REVIEW, REPORT)
     desk.answer(JOB, "review", ANN, verdict)
     assert code(desk, kind="review", expected=REVIEW) == "policy.review_refused"
     desk.answer(JOB, "review", ANN, "release")
@@ -206,6 +209,32 @@ def test_a_changed_request_does_not_pass_for_what_the_node_asked(desk: Desk) -> 
     assert code(desk) == "policy.approval_invalid"
 
 
+@pytest.mark.parametrize(("kind", "verdict"), [("approval", "approve"), ("review", "release")])
+def test_a_person_does_not_sign_what_they_were_not_shown(desk: Desk, kind: Any, verdict: str) -> None:
+    desk.ask(JOB, "review", REVIEW, REPORT)
+    path = desk.root / JOB / f"{kind}.request.json"
+    request = json.loads(path.read_text())
+    request["shown"] = {**request["shown"], "covert_bound_bits": 12}
+    path.write_text(json.dumps(request))
+    with pytest.raises(Refused) as caught:
+        desk.answer(JOB, kind, ANN, verdict)
+    assert caught.value.code == "policy.approval_invalid"
+    # And where the claims were changed to fit, the node does not take the signature for its own question's.
+    request["claims"]["shown"] = canonical.digest(request["shown"])
+    path.write_text(json.dumps(request))
+    desk.answer(JOB, kind, ANN, verdict)
+    assert (
+        code(desk, kind=kind, expected=CLAIMS if kind == "approval" else REVIEW) == "policy.approval_invalid"
+    )
+
+
+def test_a_report_that_is_not_shown_is_neither_asked_for_nor_signed(desk: Desk) -> None:
+    other = {**REPORT, "report": "00" * 32}
+    with pytest.raises(Refused) as caught:
+        desk.ask(JOB, "review", REVIEW.model_copy(update={"shown": canonical.digest(other)}), other)
+    assert caught.value.code == "policy.approval_invalid"
+
+
 def test_an_answer_needs_a_request_and_one_of_its_verdicts(desk: Desk) -> None:
     for job, kind, verdict, expected in (
         (OTHER_JOB, "approval", "approve", "policy.not_found"),
@@ -221,7 +250,7 @@ def test_an_answer_needs_a_request_and_one_of_its_verdicts(desk: Desk) -> None:
 def test_what_waits_is_listed_with_who_answered_and_cleared(desk: Desk) -> None:
     desk.answer(JOB, "approval", ANN, "approve")
     (waiting,) = desk.waiting()
-    assert waiting["shown"] == {"who": "Acme"}
+    assert waiting["shown"] == SHOWN
     assert waiting["answered"] == [ANN.keyid]
     desk.clear(JOB)
     desk.clear(JOB)

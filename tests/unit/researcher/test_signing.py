@@ -21,7 +21,7 @@ from rapha.spec.trust import Trust
 from rapha.testing.simulated_tee import SimulatedTee
 
 NOW = 1_800_000_000
-DEV, HOSPITAL, COMPANY, NODE, ROOT, OTHER = (SigningKey.generate() for _ in range(6))
+DEV, HOSPITAL, COMPANY, NODE, ROOT, OTHER, OWNER = (SigningKey.generate() for _ in range(7))
 TEE = SimulatedTee.create(ROOT, "aa" * 32)
 JOB = Job.parse(
     {
@@ -47,19 +47,23 @@ def text(key: SigningKey) -> str:
     return key.verify_key.to_text()
 
 
-PEOPLE = [{"name": "A", "role": "DPO", "key": text(OTHER)}]
+PEOPLE = [{"name": "A", "role": "DPO", "key": text(OWNER)}]
 AGREEMENT = Agreement.parse(
     {
         "id": "a-1",
         "hospital": {"id": "st-marys", "name": "St Mary's", "key": text(HOSPITAL)},
         "company": {"id": "acme", "name": "Acme", "key": text(COMPANY)},
         **{"not_before": "2026-01-01T00:00:00Z", "not_after": "2030-01-01T00:00:00Z"},
-        **{"developers": PEOPLE, "approvers": PEOPLE, "reviewers": PEOPLE},
+        **{
+            "developers": [{"name": "D", "role": "developer", "key": text(DEV)}],
+            "approvers": PEOPLE,
+            "reviewers": PEOPLE,
+        },
         **{"approvals_required": 1, "reviews_required": 1},
         "nodes": [{"id": "node-1", "receipt_key": text(NODE)}, {"id": "node-2", "receipt_key": text(OTHER)}],
         **{"measurements": ["aa" * 32], "datasets": ["fna"], "purposes": ["research"]},
         **{"max_output_bytes": 1, "price_per_record": "0", "currency": "USDC"},
-        **{"least_assurance": "simulated", "documents": None},
+        **{"billing_bucket": 10, "least_assurance": "simulated", "documents": None},
     }
 )
 TRUST = Trust.parse(
@@ -167,6 +171,12 @@ def test_evidence_with_another_receipt_key_refuses() -> None:
 
 def test_a_job_that_asks_for_a_real_tee_gets_none_from_a_simulated_one() -> None:
     assert code(posture(), job=JOB.model_copy(update={"assurance": "tee"})) == "posture.assurance_low"
+
+
+@pytest.mark.parametrize(("who", "terms"), [("agreement", AGREEMENT), ("trust", TRUST)])
+def test_the_most_that_job_agreement_and_trust_ask_for_is_demanded(who: str, terms: Any) -> None:
+    asked = terms.model_copy(update={"least_assurance": "tee"})
+    assert code(posture(), **{who: asked}) == "posture.assurance_low"
 
 
 def test_a_signed_job_does_not_change_afterwards() -> None:

@@ -526,7 +526,7 @@ def test_the_trainers_own_output_is_accepted(folder: Path, monkeypatch: pytest.M
 
 
 def test_a_plan_of_metrics_alone_takes_an_empty_folder(tmp_path: Path) -> None:
-    plan = ReleasePlan.parse({"version": 1, "trusted_metrics": ["auroc"], "max_bytes": 1})
+    plan = ReleasePlan.parse({"version": 1, "trusted_metrics": ["auroc"], "max_bytes": 128})
     (tmp_path / "in").mkdir()
     report = inspect(tmp_path / "in", plan)
     assert report.ok

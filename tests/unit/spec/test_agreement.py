@@ -9,7 +9,7 @@ from rapha.evidence.keys import SigningKey
 from rapha.spec.agreement import Agreement
 from rapha.spec.refusals import Refused
 
-KEYS = [SigningKey.generate().verify_key.to_text() for _ in range(6)]
+KEYS = [SigningKey.generate().verify_key.to_text() for _ in range(7)]
 AGREEMENT: dict[str, Any] = {
     "id": "acme-st-marys-1",
     "hospital": {"id": "st-marys", "name": "St Mary's", "key": KEYS[0]},
@@ -30,6 +30,7 @@ AGREEMENT: dict[str, Any] = {
     "purposes": ["research/diagnosis"],
     "max_output_bytes": 1048576,
     "price_per_record": "0.05",
+    "billing_bucket": 10,
     "currency": "USDC",
     "least_assurance": "simulated",
     "documents": None,
@@ -87,6 +88,19 @@ BAD: dict[str, dict[str, Any]] = {
     "a negative price": {"price_per_record": "-0.05"},
     "output bytes negative": {"max_output_bytes": -1},
     "another currency": {"currency": "EUR"},
+    "a bucket of nothing": {"billing_bucket": 0},
+    "one key is both parties": {"company": {"id": "acme", "name": "Acme", "key": KEYS[0]}},
+    "the company approves": {"approvers": people(KEYS[1], KEYS[3])},
+    "the company reviews": {"reviewers": people(KEYS[1])},
+    "a developer approves": {"approvers": people(KEYS[2], KEYS[3])},
+    "a developer reviews": {"reviewers": people(KEYS[2])},
+    "the hospital develops": {"developers": people(KEYS[0])},
+    **{
+        f"a node is {who}": {"nodes": [{"id": "n", "receipt_key": KEYS[n]}]}
+        for n, who in enumerate(("the hospital", "the company", "a developer", "an approver"))
+    },
+    "two nodes, one key": {"nodes": [{"id": n, "receipt_key": KEYS[5]} for n in ("n-1", "n-2")]},
+    "two nodes, one id": {"nodes": [{"id": "n-1", "receipt_key": KEYS[n]} for n in (5, 6)]},
     "no assurance": {"least_assurance": "none"},
     "reviews without digests": {"documents": {"security_review": "", "privacy_review": "", "baa_or_dpa": ""}},
 }

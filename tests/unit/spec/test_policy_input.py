@@ -215,7 +215,7 @@ def test_the_facts_of_a_job() -> None:
     asked = job()
     facts = JobFacts.of(asked, DIGEST)
     assert facts.dataset.cohort_fields == ("a", "b")
-    assert facts.outputs.bytes == asked.outputs.released_bytes > 0
+    assert facts.outputs.bytes == asked.outputs.outgoing_bytes > 0
     assert (facts.outputs.parameters, facts.outputs.release_dtype, facts.outputs.has_weights) == (
         40,
         "bf16",
@@ -251,6 +251,7 @@ AGREEMENT: dict[str, Any] = {
     "datasets": ["breast-fna"],
     "purposes": ["research/diagnosis"],
     "max_output_bytes": 1024,
+    "billing_bucket": 10,
     "price_per_record": "0.05",
     "currency": "USDC",
     "least_assurance": "simulated",

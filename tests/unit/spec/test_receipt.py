@@ -97,10 +97,11 @@ def test_a_bad_receipt_refuses(path: str, value: Any) -> None:
 
 @pytest.mark.parametrize("verdict", ["yes", "", True, None, "Approve", "release "])
 def test_only_the_verdicts_that_there_are(verdict: Any) -> None:
-    approval = dict.fromkeys(("job", "policy", "manifest", "cohort", "measurement", "changes"), SHA)
+    approval = dict.fromkeys(("job", "policy", "manifest", "cohort", "measurement", "changes", "shown"), SHA)
+    review = dict.fromkeys(("job", "report", "shown"), SHA)
     assert Approval.parse({**approval, "verdict": "approve"}).verdict == "approve"
-    assert Review.parse({"job": SHA, "verdict": "metrics-only", "report": SHA}).verdict == "metrics-only"
-    for model, value in ((Approval, approval), (Review, {"job": SHA, "report": SHA})):
+    assert Review.parse({**review, "verdict": "metrics-only"}).verdict == "metrics-only"
+    for model, value in ((Approval, approval), (Review, review)):
         with pytest.raises(Refused) as caught:
             model.parse({**value, "verdict": verdict})
         assert caught.value.code == "schema.field_invalid"

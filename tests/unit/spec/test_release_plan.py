@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rapha.evidence import canonical
 from rapha.spec.refusals import Refused
 from rapha.spec.release_plan import (
     ENDINGS,
@@ -185,7 +186,28 @@ def test_each_part_is_optional() -> None:
         only = {"version": 1, "max_bytes": 4096, part: PLAN[part]}
         plan = ReleasePlan.parse(only)
         assert plan.released_bits() > VERDICT_BITS
-        assert plan.released_bytes <= plan.max_bytes
+        assert plan.released_bytes <= plan.outgoing_bytes <= plan.max_bytes
+
+
+@pytest.mark.parametrize("own", ["metrics.json", "own.json"])
+@pytest.mark.parametrize("fields", [0, 3])
+def test_the_largest_metrics_file_fits_what_may_leave(own: str, fields: int) -> None:
+    plan_json: dict[str, Any] = {"version": 1, "max_bytes": 2**20, "trusted_metrics": list(TRUSTED_METRICS)}
+    if fields:
+        named = [
+            {"name": f"x{n}", "type": "number", "min": 0, "max": 1, "decimals": 9} for n in range(fields)
+        ]
+        plan_json["self_reported"] = {"file": own, "fields": named}
+    plan = ReleasePlan.parse(plan_json)
+    widest = {name: max(0.999, high - 0.001) for name, (_, high) in TRUSTED_METRICS.items()}
+    trusted = {key: widest[name] for name in plan.trusted_metrics for key in metric_keys(name)}
+    reported = {f"x{n}": 0.123456789 for n in range(fields)}
+    size = len(canonical.dumps({"trusted": trusted, "self_reported": reported}))
+    both = size + (len(canonical.dumps(reported)) if fields and own != "metrics.json" else 0)
+    assert both <= plan.outgoing_bytes < 2 * both
+    ReleasePlan.parse({**plan_json, "max_bytes": plan.outgoing_bytes})
+    with pytest.raises(Refused):
+        ReleasePlan.parse({**plan_json, "max_bytes": plan.outgoing_bytes - 1})
 
 
 def test_int8_adds_a_scale_and_prices_it() -> None:

@@ -77,7 +77,7 @@ def test_prices_are_of_what_can_vary() -> None:
     assert prices["code"] == math.log2(len(ENDINGS))
     assert prices["records_bucket"] == math.log2(101)
     assert prices["usage"] == math.log2(21) + math.log2(41) + math.log2(17)
-    metrics_only = ReleasePlan.parse({"version": 1, "trusted_metrics": ["auroc"], "max_bytes": 1})
+    metrics_only = ReleasePlan.parse({"version": 1, "trusted_metrics": ["auroc"], "max_bytes": 128})
     prices = price_bits(PriceContext(metrics_only, 1, 1, 1, 1, 1, Quanta()))
     assert (prices["artifacts"], prices["self_reported"]) == (0, 0)
 

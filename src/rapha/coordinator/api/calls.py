@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import Depends, Path, Query, Request
 from fastapi.concurrency import run_in_threadpool
+from sqlalchemy import Connection
 
 from rapha.coordinator import accounts, requests
 from rapha.coordinator.accounts import Developer, Unauthenticated
@@ -22,6 +24,7 @@ from rapha.spec.base import Model
 from rapha.spec.refusals import Refused
 
 M = TypeVar("M", bound=Model)
+T = TypeVar("T")
 STALL_S: Final = 30.0
 """A sender that is silent for longer loses the call."""
 _EMPTY: Final = hashlib.sha256(b"").hexdigest()
@@ -94,6 +97,47 @@ async def read_json(request: Request, limit: int, caller: Developer | Caller | N
 async def read_model(request: Request, model: type[M], limit: int, caller: Developer | Caller | None) -> M:
     """The body as `model`. Raises `Refused` as `read_json` and `Model.parse`."""
     return model.parse(await read_json(request, limit, caller))
+
+
+def declared(request: Request, limit: int) -> int:
+    """How many bytes the body may have: what it declares, else all of `limit`.
+
+    Raises:
+        Refused: `schema.too_large` if it declares more than `limit`.
+    """
+    length = request.headers.get("content-length", "")
+    if not re.fullmatch(r"[0-9]{1,18}", length):
+        return max(0, limit)
+    if int(length) > limit:
+        raise Refused("schema.too_large", f"the upload passes the limit of {max(0, limit)} bytes")
+    return int(length)
+
+
+async def store(
+    request: Request,
+    service: Service,
+    sha256: str,
+    limit: int,
+    rooms: Mapping[str, int],
+    name: Callable[[Connection, int], T],
+) -> T:
+    """Receive a blob of at most `limit` bytes and name it in a table; no trace is left of one that isn't.
+
+    Args:
+        rooms: where the bytes are set aside before the first of them is taken (`BlobStore.reserve`).
+        name: names the blob, given its size, in a write transaction.
+
+    Raises:
+        Refused: `budget.storage`, what `Upload` refuses, what `name` raises.
+    """
+    try:
+        with service.blobs.reserve(limit, rooms), service.blobs.arriving(sha256):
+            with service.blobs.upload(sha256, limit) as upload:
+                await receive(request, upload)
+            size = upload.size
+            return await service.write(lambda db, _: name(db, size))
+    finally:
+        await run_in_threadpool(service.blobs.discard, sha256, service.is_named)
 
 
 async def receive(request: Request, upload: Upload) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from sqlalchemy import Connection, Row
 
@@ -19,9 +20,10 @@ from rapha.coordinator.api.calls import (
     Wait,
     body,
     check_digest,
+    declared,
     read_json,
     read_model,
-    receive,
+    store,
     stream,
 )
 from rapha.coordinator.exchange import Slot
@@ -135,15 +137,22 @@ async def put_artifact(
 ) -> dict[str, Any]:
     """Upload a ciphertext; nobody can fetch it before the receipt names it."""
     check_digest(caller, sha256)
-    await service.read(lambda db: receipts.check_uploading(leases.held(db, identity, caller.node)))
-    with service.blobs.upload(sha256, service.config.max_blob_bytes) as upload:
-        await receive(request, upload)
-    size = upload.size
+    config = service.config
 
-    def _stage(db: Connection, _: int) -> None:
-        receipts.stage(db, leases.held(db, identity, caller.node), name, sha256, size)
+    def _rooms(db: Connection) -> dict[str, int]:
+        job = leases.held(db, identity, caller.node)
+        receipts.check_uploading(job)
+        return receipts.rooms(db, job, name, config)
 
-    await service.write(_stage)
+    def _stage(db: Connection, size: int) -> str | None:
+        job = leases.held(db, identity, caller.node)
+        return receipts.stage(db, job, name, sha256, size, config=config)
+
+    rooms = await service.read(_rooms)
+    limit = declared(request, min(config.max_blob_bytes, *rooms.values()))
+    before = await store(request, service, sha256, limit, rooms, _stage)
+    if before is not None:
+        await run_in_threadpool(service.blobs.discard, before, service.is_named)
     return {"name": name, "sha256": sha256}
 
 

@@ -18,8 +18,9 @@ from rapha.coordinator.api.calls import (
     Digest,
     Wait,
     body,
+    declared,
     read_model,
-    receive,
+    store,
     stream,
 )
 from rapha.coordinator.jobs import Submission
@@ -61,10 +62,12 @@ async def put_blob(sha256: Digest, request: Request, caller: AsDeveloper, servic
     left = await service.read(_left)
     if left is None:
         return JSONResponse({"sha256": sha256})
-    with service.blobs.upload(sha256, min(left, service.config.max_blob_bytes)) as upload:
-        await receive(request, upload)
-    size = upload.size
-    await service.write(lambda db, _: blobs.grant(db, caller.id, sha256, size, quota=quota))
+    limit = declared(request, min(left, service.config.max_blob_bytes))
+
+    def _grant(db: Connection, size: int) -> None:
+        blobs.grant(db, caller.id, sha256, size, quota=quota)
+
+    await store(request, service, sha256, limit, {f"developer:{caller.id}": left}, _grant)
     return JSONResponse({"sha256": sha256}, 201)
 
 

@@ -1,4 +1,4 @@
-"""Steps 8 to 15: what each gate of the node left behind."""
+"""Steps 8 to 16: what each gate of the node left behind."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from rapha.evidence.attestation.appraise import LIFETIME_S, SKEW_S, Expected, ap
 from rapha.evidence.steps.case import CIPHER, PLAIN, Case, keys_of, people_keys
 from rapha.spec.agreement import Person
 from rapha.spec.attestation import Appraisal, Posture, Ticket
-from rapha.spec.receipt import Approval, Review
+from rapha.spec.receipt import PROBES, WALLS, Approval, Review
 from rapha.spec.refusals import Refused
+from rapha.spec.release_plan import METRICS_FILE, ReleasePlan
 from rapha.spec.sections import GuardSection, PolicySection, ScanSection
+from rapha.spec.surface import Surface, check_planned
 from rapha.spec.units import parse_time
 
 
@@ -100,7 +102,8 @@ def step_approval(case: Case) -> str:
         manifest=case.receipt.dataset.manifest,
         cohort=case.receipt.dataset.cohort,
         measurement=case.admission.measurement,
-        changes=_changes(case.bundle["approvals"]),
+        changes=_first(case.bundle["approvals"], "changes"),
+        shown=_first(case.bundle["approvals"], "shown"),
     )
     agreement = case.agreement
     n = _signed_by(case, "approvals", "approval", agreement.approvers, agreement.approvals_required, expected)
@@ -108,13 +111,14 @@ def step_approval(case: Case) -> str:
     return f"{n} owners (of {len(agreement.approvers)}, {agreement.approvals_required} needed)"
 
 
-def _changes(approvals: object) -> str:
-    if not isinstance(approvals, list) or not approvals:
-        raise Refused("policy.approval_missing", "no approvals")
-    changes = dsse.unverified_predicate(approvals[0]).get("changes")
-    if not isinstance(changes, str):
-        raise Refused("policy.approval_invalid", "an approval covers no list of changes")
-    return changes
+def _first(envelopes: object, claim: str) -> str:
+    # What stays in the hospital can only be compared: everybody must have signed what the first one did.
+    if not isinstance(envelopes, list) or not envelopes:
+        raise Refused("policy.approval_missing", "nobody signed")
+    found = dsse.unverified_predicate(envelopes[0]).get(claim)
+    if not isinstance(found, str):
+        raise Refused("policy.approval_invalid", f"a signature does not cover {claim!r}")
+    return found
 
 
 def _signed_by(
@@ -155,28 +159,38 @@ def step_seal(case: Case) -> str:
         raise Refused("posture.seal_failed", "the second evidence is not fresh")
     if appraisal.measurement != case.admission.measurement or posture.hpke_key != first.hpke_key:
         raise Refused("posture.seal_failed", "the node changed between admission and seal")
-    if not case.receipt.airgap.probes:
-        raise Refused("posture.seal_failed", "nothing was probed")
+    _check_walls(case)
     return f"{len(case.receipt.airgap.probes)} probes unreachable, by the host's word"
+
+
+def _check_walls(case: Case) -> None:
+    gap, sandbox = case.receipt.airgap, case.receipt.sandbox
+    if gap.probes.keys() != PROBES:
+        raise Refused("posture.seal_failed", "not exactly the required probes were made")
+    if (gap.interface is None) == (gap.waiver is None):
+        raise Refused("posture.seal_failed", "either an interface was severed or a waiver says why not")
+    walls = WALLS.get(sandbox.driver)
+    if walls is None or not walls <= {name for name, found in sandbox.walls.items() if found}:
+        raise Refused("posture.seal_failed", "not every wall of a known sandbox was reported")
+    if sandbox.walls["driver"] != sandbox.driver:
+        raise Refused("posture.seal_failed", "the walls are those of another sandbox")
 
 
 def step_metering(case: Case) -> str:
     """Step 13; see `rapha.evidence.verify`."""
     usage, cap = case.receipt.usage, case.job.dataset.max_records
-    if usage.cap > cap or usage.records > _bucketed(cap, usage.bucket) or usage.patients > usage.records:
-        raise Refused("budget.max", "more records than the job's cap")
-    if usage.records % usage.bucket and usage.records != usage.cap:
-        raise Refused("schema.field_invalid", "the count is not in buckets")
+    if usage.cap != cap or not 1 <= usage.patients <= usage.records <= cap:
+        raise Refused("budget.max", "not 1 to the job's cap of records, or more patients than records")
+    if usage.bucket != case.agreement.billing_bucket:
+        raise Refused("policy.agreement", "counted in other buckets than the agreement says")
+    if any(count % usage.bucket and count != cap for count in (usage.records, usage.patients)):
+        raise Refused("schema.field_invalid", "a count is not in buckets")
     if usage.counts != (
         "hospital-asserted" if case.receipt.assurance in ("simulated", "tpm") else "attested"
     ):
         raise Refused("schema.field_invalid", "the counts' label does not follow from the assurance")
     case.proves.append(f"the node's meter counted at most {usage.records} unique records ({usage.counts})")
     return f"at most {usage.records} unique records, {usage.counts}"
-
-
-def _bucketed(count: int, bucket: int) -> int:
-    return -(-count // bucket) * bucket
 
 
 def step_guard(case: Case) -> str:
@@ -192,19 +206,58 @@ def step_guard(case: Case) -> str:
         raise Refused("job.outputs", "the receipt's artifacts are not those that the guard rebuilt")
     if len(plain) + len(cipher) != len(case.subjects):
         raise Refused("schema.field_invalid", "the receipt has other subjects than artifacts")
-    if sum(r.bytes for r in section.released) > case.job.outputs.max_bytes:
-        raise Refused("job.outputs", "more bytes than the release plan")
-    if section.covert_bound_bits > case.receipt.covert_bound_bits:
-        raise Refused("job.outputs", "the receipt states a smaller covert bound than the guard")
+    _check_released(section, case.job.outputs)
+    if not case.job.outputs.released_bits() <= section.covert_bound_bits == case.receipt.covert_bound_bits:
+        raise Refused(
+            "job.outputs", "the covert bound is not the guard's, or less than the plan's outputs hold"
+        )
     bits = case.receipt.covert_bound_bits
     case.proves.append(f"the released bytes were rebuilt from the release plan and hold at most {bits} bits")
     return f"{len(section.released)} artifacts, covert bound {case.receipt.covert_bound_bits} bits"
 
 
-def step_review(case: Case) -> str:
+def _check_released(section: GuardSection, plan: ReleasePlan) -> None:
+    sizes = {r.name: r.bytes for r in section.released}
+    if len(sizes) != len(section.released) or sizes.keys() != set(plan.released_files):
+        raise Refused("job.outputs", "not exactly the files of the release plan")
+    if plan.weights and sizes[plan.weights.file] != plan.weights.released_bytes:
+        raise Refused("job.outputs", "the weights have another size than planned")
+    if sum(sizes.values()) > plan.outgoing_bytes:
+        raise Refused("job.outputs", "more bytes than the release plan")
+
+
+def step_surface(case: Case) -> str:
     """Step 15; see `rapha.evidence.verify`."""
+    surface, usage = Surface.parse(case.bundle["surface"], "surface"), case.receipt.usage
+    if surface.outcome != "success" or surface.job_id != case.job_id:
+        raise Refused("schema.field_invalid", "the surface is not of this job's success")
+    sizes = {r.name: r.bytes for r in GuardSection.parse(case.bundle["guard"], "guard").released}
+    subjects = {PLAIN + a.name: a.sha256 for a in surface.artifacts} | {
+        CIPHER + a.name: a.cipher_sha256 for a in surface.artifacts
+    }
+    if subjects != dict(case.subjects) or {a.name: a.bytes for a in surface.artifacts} != sizes:
+        raise Refused("schema.field_invalid", "the surface names other artifacts than the receipt")
+    if (surface.records_bucket, surface.patients_bucket) != (usage.records, usage.patients):
+        raise Refused("schema.field_invalid", "the surface states other counts than the receipt")
+    plan = case.job.outputs
+    try:
+        check_planned(plan, surface.artifacts, surface.metrics, surface.self_reported)
+    except Refused as refused:
+        raise Refused("schema.field_invalid", refused.detail) from None
+    if plan.trusted_metrics and _metrics_digest(surface) != case.subjects[PLAIN + METRICS_FILE]:
+        raise Refused("schema.field_invalid", "the surface states other metrics than the released file")
+    return f"{len(surface.metrics)} trusted numbers, {len(surface.self_reported)} self-reported, all planned"
+
+
+def _metrics_digest(surface: Surface) -> str:
+    return canonical.digest({"trusted": surface.metrics, "self_reported": surface.self_reported})
+
+
+def step_review(case: Case) -> str:
+    """Step 16; see `rapha.evidence.verify`."""
     section = GuardSection.parse(case.bundle["guard"], "guard")
-    expected = Review(job=case.job_id, verdict="release", report=section.report)
+    shown = _first(case.bundle["reviews"], "shown")
+    expected = Review(job=case.job_id, verdict="release", report=section.report, shown=shown)
     agreement = case.agreement
     n = _signed_by(case, "reviews", "review", agreement.reviewers, agreement.reviews_required, expected)
     case.proves.append(f"{n} output reviewer(s) signed the disclosure report")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rapha.evidence import bundle as bundles
 from rapha.evidence import canonical, dsse
+from rapha.evidence.agreement import open_agreement
 from rapha.evidence.keys import VerifyKey
-from rapha.evidence.steps.case import AUDIENCE_ALL, AUDIENCE_NODE, Case, keys_of, people_keys
-from rapha.spec.agreement import Agreement
+from rapha.evidence.steps.case import AUDIENCE_ALL, AUDIENCE_NODE, Case, people_keys
 from rapha.spec.base import Profile
 from rapha.spec.job import RANK, Job
 from rapha.spec.receipt import SECTIONS, Receipt
@@ -29,22 +29,9 @@ def step_profile(case: Case) -> str:
 
 def step_agreement(case: Case) -> str:
     """Step 3; see `rapha.evidence.verify`."""
-    trust = case.trust
-    hospitals, companies = keys_of(trust.hospitals), keys_of(trust.companies)
-    statement = dsse.verify(
-        case.bundle["agreement"],
-        hospitals + companies,
-        kind="agreement",
-        profile=trust.profile,
-        audience=AUDIENCE_ALL,
-        threshold=2,
-    )
-    agreement = Agreement.parse(statement.predicate, "agreement")
-    signers = {VerifyKey.from_text(p.key).keyid for p in (agreement.hospital, agreement.company)}
-    roots = {k.keyid for k in hospitals}, {k.keyid for k in companies}
-    if set(statement.keyids) != signers or len(signers) != 2 or not all(signers & root for root in roots):
-        raise Refused("policy.agreement", "not signed by exactly the two parties it names")
-    case.agreement, case.agreement_digest = agreement, statement.digest
+    opened = open_agreement(case.bundle["agreement"], case.trust)
+    agreement = opened.terms
+    case.agreement, case.agreement_digest = agreement, opened.digest
     case.proves.append(
         f"{agreement.hospital.name} and {agreement.company.name} signed agreement {agreement.id!r}"
     )

@@ -1,4 +1,4 @@
-"""Steps 16 to 18: the quote over the receipt, the transparency log, the chain."""
+"""Steps 17 to 19: the quote over the receipt, the transparency log, the chain."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rapha.spec.units import parse_time
 
 
 def step_attestation(case: Case) -> str:
-    """Step 16; see `rapha.evidence.verify`."""
+    """Step 17; see `rapha.evidence.verify`."""
     posture = Posture.parse(case.bundle["attestation"], "attestation")
     admitted = int(parse_time(case.receipt.times.admitted).timestamp())
     appraisal = appraise_within(case, posture, case.receipt_digest, case.receipt.nonce, admitted, 0)
@@ -23,7 +23,7 @@ def step_attestation(case: Case) -> str:
 
 
 def step_log(case: Case) -> str:
-    """Step 17; see `rapha.evidence.verify`."""
+    """Step 18; see `rapha.evidence.verify`."""
     log, root = case.bundle["log"], case.trust.log
     salt, leaf = case.bundle["log_salt"], case.bundle["log_leaf"]
     for name, value in (("log_salt", salt), ("log_leaf", leaf)):
@@ -55,7 +55,7 @@ def _is_count(value: object) -> bool:
 
 
 def step_anchor(_: Case) -> None:
-    """Step 18; see `rapha.evidence.verify`."""
+    """Step 19; see `rapha.evidence.verify`."""
     return
 
 

@@ -1,6 +1,6 @@
 """The agent process: the pipeline asks over an inherited socket, the agent calls the coordinator.
 
-    python -m rapha.node.agent.process NODE_JSON FD
+    python -I -m rapha.node.agent.process NODE_JSON FD
 
 It holds the key that signs requests and nothing else: no data key, no path to a record, and a closed set
 of requests (`Uplink`).
@@ -52,6 +52,7 @@ class Agent:
             "write_slot": self._write_slot,
             "transition": self._transition,
             "release": self._release,
+            "state": self._state,
         }
 
     def answer(self, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,6 +139,9 @@ class Agent:
         self._client.post_receipt(job, surface, core, digests)
         self._forget(job)
         return {"state": State.DELIVERED}
+
+    def _state(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        return {"state": parse_state(self._client.state(asked["job"]))}
 
     def _advance(self, job: str, target: State, surface: Mapping[str, Any] | None = None) -> None:
         """Take the job to `target` from where the coordinator has it."""

@@ -28,6 +28,12 @@ ATTEMPTS: Final = 6
 BACKOFF_S: Final = 0.1
 MAX_WAIT_S: Final = 25.0
 """Longest that the coordinator holds a call."""
+MAX_ANSWER: Final = 8 * 1024 * 1024
+"""Most bytes of an answer's JSON; the largest, a lease, is a submission of at most 4 MiB."""
+MAX_CALL_S: Final = 40.0
+"""Longest that a call may take with all its attempts, beyond the wait that it asks for."""
+BYTES_PER_S: Final = 2**19
+"""A file may take this much longer: twice as fast as the pipeline that waits for it thinks of as down."""
 _MARGIN_S: Final = 15.0
 _CHUNK: Final = 1 << 20
 _EMPTY: Final = hashlib.sha256(b"").hexdigest()
@@ -50,6 +56,28 @@ def local_key(key: SigningKey, origin: str, profile: Profile) -> RemoteKey:
     return RemoteKey(key.verify_key, _sign)
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A coordinator's answer, read whole under a limit and a deadline."""
+
+    status: int
+    content: bytes
+
+
+class Deadline:
+    """When a call must have ended, however slowly bytes drip in."""
+
+    def __init__(self, seconds: float) -> None:
+        self._at = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds left. Raises `Refused` (`policy.unavailable`) if there are none."""
+        left = self._at - time.monotonic()
+        if left <= 0:
+            raise Refused("policy.unavailable", "the coordinator did not answer in time")
+        return left
+
+
 class SignedHttp:
     """One connection pool to one coordinator.
 
@@ -61,7 +89,9 @@ class SignedHttp:
         import httpx
 
         self._sign = sign
-        self._http = httpx.Client(base_url=url, timeout=_MARGIN_S)
+        # What is counted is what came over the wire: nothing is unpacked, so nothing can swell.
+        headers = {"Accept-Encoding": "identity"}
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=_MARGIN_S)
         self._attempts = attempts
 
     def close(self) -> None:
@@ -73,15 +103,20 @@ class SignedHttp:
         data = b"" if body is None else canonical.dumps(body)
         headers = {} if body is None else {"Content-Type": "application/json"}
         sha256 = hashlib.sha256(data).hexdigest()
-        response = self._repeat(lambda: self._once(method, target, sha256, data, headers, wait))
-        return None if response.status_code == 204 else canonical.loads(response.content)
+        deadline = Deadline(MAX_CALL_S + min(wait, MAX_WAIT_S))
+        call = _Call(method, target, sha256, headers, min(wait, MAX_WAIT_S), deadline)
+        answer = self._repeat(lambda: self._once(call, data), deadline)
+        return None if answer.status == 204 else canonical.loads(answer.content, limit=MAX_ANSWER)
 
     def upload(self, target: str, path: Path) -> str:
         """PUT a file, streamed; returns its SHA-256."""
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        headers = {"X-Content-SHA256": sha256, "Content-Length": str(path.stat().st_size)}
-        self._repeat(lambda: self._once("PUT", target, sha256, _chunks(path), headers))
+        size = path.stat().st_size
+        headers = {"X-Content-SHA256": sha256, "Content-Length": str(size)}
+        deadline = Deadline(MAX_CALL_S + size / BYTES_PER_S)
+        call = _Call("PUT", target, sha256, headers, 0.0, deadline)
+        self._repeat(lambda: self._once(call, _chunks(path, deadline)), deadline)
         return sha256
 
     def download(self, target: str, sha256: str, destination: Path, limit: int) -> None:
@@ -91,42 +126,35 @@ class SignedHttp:
             Refused: `image.not_found`, `image.too_large`, `image.digest_mismatch`.
         """
         partial = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}")
+        deadline = Deadline(MAX_CALL_S + limit / BYTES_PER_S)
         try:
-            self._repeat(lambda: self._fetch(target, sha256, partial, limit))
+            self._repeat(lambda: self._fetch(target, sha256, partial, limit, deadline), deadline)
             partial.replace(destination)
         finally:
             partial.unlink(missing_ok=True)
 
-    def _once(
-        self,
-        method: str,
-        target: str,
-        sha256: str,
-        content: bytes | Iterator[bytes],
-        headers: Mapping[str, str],
-        wait: float = 0.0,
-    ) -> httpx.Response:
-        response = self._http.request(
-            method,
-            target,
-            headers={**headers, **self._signed(method, target, sha256)},
-            content=content,
-            timeout=min(wait, MAX_WAIT_S) + _MARGIN_S,
-        )
+    def _once(self, call: _Call, content: bytes | Iterator[bytes]) -> Answer:
+        headers = {**call.headers, **self._signed(call.method, call.target, call.sha256)}
+        timeout = min(call.wait + _MARGIN_S, call.deadline.left())
+        with self._http.stream(
+            call.method, call.target, headers=headers, content=content, timeout=timeout
+        ) as response:
+            answer = _read(response, call.deadline)
         if not response.is_success:
-            raise _refusal(response)
-        return response
+            raise _refusal(answer)
+        return answer
 
-    def _fetch(self, target: str, sha256: str, partial: Path, limit: int) -> None:
+    def _fetch(self, target: str, sha256: str, partial: Path, limit: int, deadline: Deadline) -> None:
         headers = self._signed("GET", target, _EMPTY)
         found, size = hashlib.sha256(), 0
         with self._http.stream("GET", target, headers=headers) as response, partial.open("wb") as file:
             if response.status_code == 404:
                 raise Refused("image.not_found", "the coordinator does not have the image")
             if response.status_code != 200:
-                response.read()
-                raise _refusal(response)
-            for chunk in response.iter_raw(_CHUNK):
+                raise _refusal(_read(response, deadline))
+            # Of whatever size they come in: a buffer would wait for its last byte past any deadline.
+            for chunk in response.iter_raw():
+                deadline.left()
                 size += len(chunk)
                 if size > limit:
                     raise Refused("image.too_large", f"the image passes the limit of {limit} bytes")
@@ -135,7 +163,7 @@ class SignedHttp:
         if found.hexdigest() != sha256:
             raise Refused("image.digest_mismatch", "the download is not what its digest says")
 
-    def _repeat(self, once: Callable[[], T]) -> T:
+    def _repeat(self, once: Callable[[], T], deadline: Deadline) -> T:
         import httpx
 
         for attempt in range(1, self._attempts + 1):
@@ -148,7 +176,7 @@ class SignedHttp:
                     raise
                 failed = refused
             if attempt < self._attempts:
-                time.sleep(BACKOFF_S * 2**attempt)
+                time.sleep(min(BACKOFF_S * 2**attempt, deadline.left()))
         raise failed
 
     def _signed(self, method: str, target: str, sha256: str) -> dict[str, str]:
@@ -163,6 +191,18 @@ class SignedHttp:
         return {"Rapha-Envelope": base64.b64encode(canonical.dumps(envelope)).decode()}
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call, which each attempt signs anew."""
+
+    method: str
+    target: str
+    sha256: str
+    headers: Mapping[str, str]
+    wait: float
+    deadline: Deadline
+
+
 def part(answer: Any, name: str, kind: type[T]) -> T:
     """A field of an answer, which is nobody's word until it has the type it should have.
 
@@ -175,19 +215,31 @@ def part(answer: Any, name: str, kind: type[T]) -> T:
     return value
 
 
-def _refusal(response: httpx.Response) -> Refused:
+def _read(response: httpx.Response, deadline: Deadline) -> Answer:
+    """The whole answer. Raises `Refused` (`policy.unavailable`) past the limit or the deadline."""
+    content = bytearray()
+    for chunk in response.iter_raw():
+        deadline.left()
+        content += chunk
+        if len(content) > MAX_ANSWER:
+            raise Refused("policy.unavailable", f"the coordinator's answer passes {MAX_ANSWER} bytes")
+    return Answer(response.status_code, bytes(content))
+
+
+def _refusal(response: Answer) -> Refused:
     """The coordinator's own code; an answer without one is no answer."""
     try:
-        problem = canonical.loads(response.content)
+        problem = canonical.loads(response.content, limit=MAX_ANSWER)
     except Refused:
         problem = None
     code = problem.get("code") if isinstance(problem, dict) else None
     if isinstance(code, str) and code in REGISTRY:
         return Refused(code, str(problem.get("detail", ""))[:2000])
-    return Refused("policy.unavailable", f"the coordinator answered with status {response.status_code}")
+    return Refused("policy.unavailable", f"the coordinator answered with status {response.status}")
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def _chunks(path: Path, deadline: Deadline) -> Iterator[bytes]:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
+            deadline.left()
             yield chunk

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,14 @@ class Approved:
 
 
 def approve(
-    node: Node, admitted: Admitted, attested: Attested, *, policy: str, cohort: str, patients: str
+    node: Node,
+    admitted: Admitted,
+    attested: Attested,
+    *,
+    policy: str,
+    cohort: str,
+    patients: str,
+    stopped: Callable[[], bool],
 ) -> Approved:
     """Ask, wait, and verify.
 
@@ -30,22 +38,14 @@ def approve(
         policy: digest of the policy section.
         cohort: commitment to the resolved cohort.
         patients: how many patients, in words (a bucket), for the people asked.
+        stopped: whether the node is told to stop; raises if the job is over.
 
     Raises:
-        Refused: `policy.approval_*`, `node.stopped`.
+        Refused: `policy.approval_*`, `node.stopped`, `job.cancelled`.
     """
     terms = admitted.agreement.terms
     scope = describe_scope(admitted)
     changes = changed_since(node, admitted, scope)
-    expected = Approval(
-        job=admitted.id,
-        verdict="approve",
-        policy=policy,
-        manifest=admitted.manifest.digest,
-        cohort=cohort,
-        measurement=attested.appraisal.measurement,
-        changes=canonical.digest(changes),
-    )
     shown = {
         "company": terms.company.name,
         "dataset": admitted.manifest.title,
@@ -54,6 +54,16 @@ def approve(
         "scope": scope,
         "changes": changes,
     }
+    expected = Approval(
+        job=admitted.id,
+        verdict="approve",
+        policy=policy,
+        manifest=admitted.manifest.digest,
+        cohort=cohort,
+        measurement=attested.appraisal.measurement,
+        changes=canonical.digest(changes),
+        shown=canonical.digest(shown),
+    )
     node.desk.ask(admitted.id, "approval", expected, shown)
     envelopes = node.desk.collect(
         admitted.id,
@@ -62,7 +72,7 @@ def approve(
         terms.approvers,
         terms.approvals_required,
         node.config.waits.approval_s,
-        node.stop.is_set,
+        stopped,
     )
     if len(envelopes) < terms.approvals_required:
         raise Refused("policy.approval_missing")

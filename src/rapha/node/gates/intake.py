@@ -54,6 +54,8 @@ def intake(node: Node, lease: Lease, work: Path, now: datetime) -> Admitted:
         raise Refused("image.unsigned")
     check_image(lease.image_envelope, job, _developers(agreement), node.config.profile)
     manifest, folder = node.dataset(job.dataset.profile)
+    if manifest.billing_bucket != agreement.terms.billing_bucket:
+        raise Refused("policy.agreement", "the dataset counts in other buckets than the agreement says")
     archive = work / "image.tar"
     node.exit.fetch_image(job_id, lease.image_blob, archive, node.config.max_image_bytes)
     image = read_image(archive)

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from rapha.node.datasets.control import Used
 from rapha.node.gates.consent import Consented
 from rapha.node.gates.guard import Guarded
 from rapha.node.gates.intake import Admitted
 from rapha.node.gates.train import Ended
+from rapha.node.recover import next_boundary
 from rapha.spec.price import PriceContext, covert_bound_bits
 from rapha.spec.refusals import Refused
 from rapha.spec.surface import Artifact, Quanta, Surface, bucketed, startup_fault
@@ -46,9 +46,13 @@ class Clock:
         return datetime.fromtimestamp(self._boundary, UTC)
 
     def wait_for_boundary(self) -> None:
-        """Hold what is to be told until the boundary; without training there is nothing to hide."""
+        """Hold what is to be told until the boundary; without training there is nothing to hide.
+
+        Where the boundary was missed, because deletion took long, until a whole quantum after it.
+        """
         if self._started is not None:
-            time.sleep(max(0.0, self.boundary().timestamp() - time.time()))
+            until = next_boundary(self.boundary().timestamp(), self.quantum_s, time.time())
+            time.sleep(max(0.0, until - time.time()))
 
 
 def quanta(clock: Clock) -> Quanta:
@@ -102,12 +106,10 @@ def success(passed: Passed, artifacts: list[Sealed], clock: Clock) -> Surface:
 class Told(Refused):
     """A refusal after training began, with what was used by then."""
 
-    def __init__(self, cause: Refused, used: Used, bucket: int, wall_s: float) -> None:
+    def __init__(self, cause: Refused, records: int, patients: int, wall_s: float) -> None:
         super().__init__(cause.code, cause.detail)
         self.crash = cause.crash if isinstance(cause, Ended) else None
-        self.records = bucketed(used.unique_records, bucket)
-        self.patients = bucketed(used.unique_patients, bucket)
-        self.wall_s = wall_s
+        self.records, self.patients, self.wall_s = records, patients, wall_s
 
 
 @contextmanager
@@ -117,9 +119,20 @@ def metered(admitted: Admitted, consented: Consented) -> Iterator[None]:
     try:
         yield
     except Refused as refused:
-        used = consented.data.usage()
-        bucket = admitted.manifest.billing_bucket
-        raise Told(refused, used, bucket, time.monotonic() - started) from refused
+        bucket, wall_s = admitted.manifest.billing_bucket, time.monotonic() - started
+        try:
+            used = consented.data.usage()
+        except Refused as unknown:
+            # Nobody knows what was served, so all that could be is taken for served.
+            raise Told(Refused("job.failed", unknown.detail), *worst(admitted), wall_s) from refused
+        records, patients = (bucketed(n, bucket) for n in (used.unique_records, used.unique_patients))
+        raise Told(refused, records, patients, wall_s) from refused
+
+
+def worst(admitted: Admitted) -> tuple[int, int]:
+    """What a job whose counts are lost is billed: records and patients, both the bucket of its cap."""
+    most = bucketed(admitted.job.dataset.max_records, admitted.manifest.billing_bucket)
+    return most, most
 
 
 def ended(job: str, refused: Refused, clock: Clock) -> Surface:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from rapha.evidence import dsse
+from rapha.evidence import canonical, dsse
 from rapha.node.gates.guard import Guarded
 from rapha.node.gates.intake import Admitted
 from rapha.node.node import Node
@@ -14,16 +15,24 @@ SENTENCE = "Automated checks cannot exclude that weights encode patient data; th
 
 
 def review(
-    node: Node, admitted: Admitted, guarded: Guarded, *, covert_bound_bits: int, patients: str
+    node: Node,
+    admitted: Admitted,
+    guarded: Guarded,
+    *,
+    covert_bound_bits: int,
+    patients: str,
+    stopped: Callable[[], bool],
 ) -> list[dsse.EnvelopeDict]:
     """Ask, wait, verify.
 
     Raises:
-        Refused: `policy.review_refused`, `policy.approval_*`, `node.stopped`.
+        Refused: `policy.review_refused`, `policy.approval_*`, `node.stopped`, `job.cancelled`.
     """
     terms = admitted.agreement.terms
-    expected = Review(job=admitted.id, verdict="release", report=guarded.commitment)
     shown = disclosure(admitted, guarded, covert_bound_bits=covert_bound_bits, patients=patients)
+    expected = Review(
+        job=admitted.id, verdict="release", report=guarded.commitment, shown=canonical.digest(shown)
+    )
     node.desk.ask(admitted.id, "review", expected, shown)
     return node.desk.collect(
         admitted.id,
@@ -32,7 +41,7 @@ def review(
         terms.reviewers,
         terms.reviews_required,
         node.config.waits.review_s,
-        node.stop.is_set,
+        stopped,
     )
 
 
@@ -43,6 +52,7 @@ def disclosure(
     terms = admitted.agreement.terms
     report = guarded.report
     return {
+        "report": guarded.commitment,
         "written_by": terms.company.name,
         "purpose": admitted.job.purpose,
         "dataset": admitted.manifest.title,

@@ -21,7 +21,7 @@ from rapha.node.gates.walls import walls
 from rapha.node.node import Node
 from rapha.runtime.sandbox.interface import Ending, Limits
 from rapha.spec.attestation import Posture
-from rapha.spec.receipt import AirGap
+from rapha.spec.receipt import PROBES, AirGap
 from rapha.spec.refusals import Refused
 from rapha.spec.units import parse_time
 
@@ -123,6 +123,6 @@ def _probe(node: Node, admitted: Admitted, work: Path) -> dict[str, Literal["unr
         raise Refused("posture.seal_failed", "the probes could not be run")
     answers: dict[str, str] = json.loads(lines[0].removeprefix(marker))
     reached = sorted(name for name, answer in answers.items() if answer != "unreachable")
-    if reached or len(answers) != 4 + len(hidden):
+    if reached or answers.keys() != PROBES:
         raise Refused("posture.seal_failed", f"reachable from inside the walls: {', '.join(reached)}")
     return dict.fromkeys(answers, "unreachable")
