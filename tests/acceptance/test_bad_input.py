@@ -90,6 +90,7 @@ AT_THE_NODE = (
         "job.failed",
         GOOD.replace("for batch", "raise type(f'N{len(RaphaDataLoader())}', (Exception,), {})\nfor batch"),
     ),
+    Bad("asks for no record", "job.no_records", GOOD.replace("RaphaDataLoader(batch_size=64)", "()")),
     Bad(
         "opens the loader and crashes",
         "job.startup",

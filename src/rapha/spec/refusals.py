@@ -227,6 +227,10 @@ REGISTRY: Final[dict[str, Entry]] = {
         "The code ended with an error before the first record was served.",
         "Fix the exception at the file and line named.",
     ),
+    "job.no_records": _e(
+        "The code ended well without asking for a record.",
+        "Read from RaphaDataLoader; what learned from nothing is not released.",
+    ),
     "job.failed": _e(
         "The code ended with an error after records were served.",
         "Run it at home on records of the same schema; nothing more may be said.",

@@ -12,6 +12,7 @@ from rapha.node.gates.intake import Admitted
 from rapha.node.gates.walls import limits_of, run, walls
 from rapha.node.node import Node
 from rapha.runtime.sandbox.interface import Ending, Outcome
+from rapha.spec.receipt import WALLS
 from rapha.spec.refusals import Refused
 
 _LOG_TAIL: Final = 65536
@@ -66,6 +67,12 @@ def train(node: Node, admitted: Admitted, consented: Consented, work: Path) -> T
         )
         outcome = run(node, spec)
     check_outcome(node, admitted, consented, outcome, log)
+    missing = [name for name in sorted(WALLS[node.sandbox.name]) if not outcome.walls.get(name)]
+    if missing:
+        raise Refused("node.sandbox_unavailable", f"walls that were not seen to hold: {', '.join(missing)}")
+    usage = consented.data.usage()
+    if usage.unique_records == 0:
+        raise Ended("job.failed" if usage.first_record_served else "job.no_records")
     return Trained(outputs, outcome)
 
 
