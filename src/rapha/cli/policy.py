@@ -35,7 +35,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 @app.command()
 def test(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A policy set. Default: the shipped set.")
+        Path, typer.Argument(metavar="DIR", show_default="the shipped set", help="A policy set.")
     ] = DEFAULT,
 ) -> None:
     """Run the Rego tests of a policy set, and demand an allow and a deny test for each deny rule.
