@@ -108,7 +108,8 @@ def test_what_is_not_there_is_said_and_not_pretended(
 
 
 def test_interrupting_ends_it(tmp_path: Path) -> None:
-    command = [*MAIN, "run", "--out", str(tmp_path), "--", "python3", "-c"]
+    # A shell's background job ignores SIGINT, and its children with it: what is tested is one that doesn't.
+    command = ["env", "--default-signal=INT", *MAIN, "run", "--out", str(tmp_path), "--", "python3", "-c"]
     command.append(
         "import time; open('/rapha/out/x', 'w').write('x'); print('up', flush=True); time.sleep(60)"
     )
