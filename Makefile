@@ -9,8 +9,9 @@ BIN := .venv/bin
 CODE := src tests benchmarks tools
 
 # Debian packages that the tests talk to: bubblewrap for the sandbox's walls where the wheel's copy is not
-# wanted, libseccomp to compile the system call filter again and compare it with the committed one.
-PEERS := bubblewrap libseccomp2
+# wanted, libseccomp to compile the system call filter again and compare it with the committed one, runsc for
+# the second driver, nftables and iproute2 to look at the air gap with other eyes than ours.
+PEERS := bubblewrap libseccomp2 runsc nftables iproute2
 
 .PHONY: help demo test lint venv peers bench campaign
 
