@@ -1,4 +1,4 @@
-"""Compile the sandbox's seccomp allow-list to BPF, one file an architecture.
+"""Compile the sandbox's seccomp allow-list to BPF, one file an architecture, and to gVisor's OCI section.
 
     python tools/gen_seccomp.py [--out DIR]
 
@@ -12,11 +12,12 @@ from __future__ import annotations
 import argparse
 import ctypes
 import errno
+import json
 import struct
 import sys
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import pyseccomp as seccomp
 
@@ -33,7 +34,8 @@ fremovexattr fstat fstatfs fsync ftruncate futex futex_waitv futimesat get_mempo
 get_robust_list getcpu getcwd getdents getdents64 getegid geteuid getgid getgroups getitimer getpeername
 getpgid getpgrp getpid getppid getpriority getrandom getresgid getresuid getrlimit getrusage getsid
 getsockname getsockopt gettid gettimeofday getuid getxattr inotify_add_watch inotify_init inotify_init1
-inotify_rm_watch kill lgetxattr link linkat listxattr llistxattr lremovexattr lseek lstat
+inotify_rm_watch kill landlock_add_rule landlock_create_ruleset landlock_restrict_self lgetxattr link
+linkat listxattr llistxattr lremovexattr lseek lstat
 madvise membarrier mincore mkdir mkdirat mlock mlock2 mlockall mprotect mremap msync munlock munlockall
 munmap nanosleep newfstatat open openat openat2 pause pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc
 pkey_free pkey_mprotect poll ppoll pread64 preadv preadv2 prlimit64 pselect6 pwrite64 pwritev pwritev2
@@ -52,6 +54,9 @@ accept accept4 bind connect listen
 
 `accept` to `listen` reach only AF_UNIX sockets, since `socket` makes no other; abstract names end at the
 network namespace and path names at the mount namespace.
+
+With the three of Landlock a process can only take rights from itself: the sandbox's own last step does, and a
+job may.
 
 Left out on purpose, beside what threatens the kernel: `memfd_create`, `memfd_secret` and System V shared
 memory, because memory that no process maps is memory that no supervisor can count. The same for
@@ -106,29 +111,50 @@ FIRST_UNKNOWN: Final = 452
 X32_BIT: Final = 0x40000000
 
 
-def _equal(position: int, mask: int, value: int) -> seccomp.Arg:
-    return seccomp.Arg(position, seccomp.MASKED_EQ, mask, value)
+class Condition(NamedTuple):
+    """`call` is allowed where its argument at `position`, masked, is `value`."""
+
+    call: str
+    position: int
+    mask: int
+    value: int
+
+
+CONDITIONS: Final = (
+    *(Condition(call, 0, LOW_WORD, AF_UNIX) for call in ("socket", "socketpair")),
+    Condition("clone", 0, CLONE_NEW, 0),
+    Condition("personality", 0, LOW_WORD, PERSONALITY_QUERY),
+    *(Condition("ioctl", 1, LOW_WORD, command) for command in IOCTLS.values()),
+    *(Condition("prctl", 0, LOW_WORD, option) for option in PRCTLS.values()),
+    *(Condition("setsockopt", 2, LOW_WORD, option) for option in SOCKET_OPTIONS.values()),
+    # Shared anonymous and huge pages can be held without being resident anywhere: private or a file only.
+    Condition("mmap", 3, MAP_ANONYMOUS, 0),
+    Condition("mmap", 3, MAP_TYPE | MAP_HUGETLB, MAP_PRIVATE),
+    *(Condition("mknodat", 2, S_IFMT, kind) for kind in (S_IFIFO, S_IFREG)),
+)
+UNKNOWN: Final = ("clone3",)
+"""Its flags lie behind a pointer, where no filter can look; on ENOSYS the C library uses clone."""
 
 
 def _conditional(rules: seccomp.SyscallFilter) -> None:
-    allow = seccomp.ALLOW
-    for call in ("socket", "socketpair"):
-        rules.add_rule(allow, call, _equal(0, LOW_WORD, AF_UNIX))
-    rules.add_rule(allow, "clone", _equal(0, CLONE_NEW, 0))
-    rules.add_rule(allow, "personality", _equal(0, LOW_WORD, PERSONALITY_QUERY))
-    for command in IOCTLS.values():
-        rules.add_rule(allow, "ioctl", _equal(1, LOW_WORD, command))
-    for option in PRCTLS.values():
-        rules.add_rule(allow, "prctl", _equal(0, LOW_WORD, option))
-    for option in SOCKET_OPTIONS.values():
-        rules.add_rule(allow, "setsockopt", _equal(2, LOW_WORD, option))
-    # Shared anonymous and huge pages can be held without being resident anywhere: private or a file only.
-    rules.add_rule(allow, "mmap", _equal(3, MAP_ANONYMOUS, 0))
-    rules.add_rule(allow, "mmap", _equal(3, MAP_TYPE | MAP_HUGETLB, MAP_PRIVATE))
-    for kind in (S_IFIFO, S_IFREG):
-        rules.add_rule(allow, "mknodat", _equal(2, S_IFMT, kind))
-    # Its flags lie behind a pointer, where no filter can look; the C library then uses clone.
-    rules.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")
+    for call, position, mask, value in CONDITIONS:
+        rules.add_rule(seccomp.ALLOW, call, seccomp.Arg(position, seccomp.MASKED_EQ, mask, value))
+    for call in UNKNOWN:
+        rules.add_rule(seccomp.ERRNO(errno.ENOSYS), call)
+
+
+def oci_section() -> str:
+    """`linux.seccomp` of an OCI runtime spec (1.0.2), with the same rules.
+
+    gVisor gives EPERM for each SCMP_ACT_ERRNO, whatever number it is told. SCMP_ACT_TRACE without a tracer,
+    which the rules allow nobody to be, is ENOSYS (seccomp(2)).
+    """
+    rules: list[dict[str, object]] = [{"names": sorted(ALLOWED), "action": "SCMP_ACT_ALLOW"}]
+    for call, position, mask, value in CONDITIONS:
+        compare = {"index": position, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}
+        rules.append({"names": [call], "action": "SCMP_ACT_ALLOW", "args": [compare]})
+    rules.append({"names": list(UNKNOWN), "action": "SCMP_ACT_TRACE"})
+    return json.dumps({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules}, indent=1) + "\n"
 
 
 def _newer_calls(arch: str) -> bytes:
@@ -191,6 +217,7 @@ def main() -> int:
     for arch in ARCHES:
         (out / f"{arch}.bpf").write_bytes(compile_filter(arch))
         sys.stderr.write(f"{out / arch}.bpf\n")
+    (out / "oci.json").write_text(oci_section())
     (out / "libseccomp.version").write_text(compiler_version() + "\n")
     return 0
 

@@ -17,24 +17,8 @@ from rapha.researcher.signing import SignedJob
 from rapha.spec.refusals import Refused
 from rapha.spec.units import parse_time
 from rapha.testing import stack as stacks
+from rapha.testing.killer import KILLER
 from rapha.testing.stack import Stack
-
-KILLER = """
-import os, signal, sys
-from rapha.node.journal import Journal
-append = Journal.append
-def point(event, data):
-    return "/".join([event, *[str(data[k]) for k in ("gate", "verdict") if k in data]])
-def dying(self, event, job="", **data):
-    entry = append(self, event, job, **data)
-    if os.environ.get("KILL_AT") == point(event, data):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return entry
-Journal.append = dying
-from rapha.cli.main import run
-sys.exit(run(["node", "serve", *sys.argv[1:]]))
-"""
-"""The real node, which dies right after it wrote one journal entry: the only thing that is changed."""
 
 BEFORE_COMMIT = ["accepted", *(f"gate/{g}/started" for g in GATES), "gate/receipt/passed"]
 LATER = [*(f"gate/{g}/passed" for g in GATES[:-1]), "counted", "approved", "ticket"]

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from rapha.cli import main
+from rapha.runtime.sandbox import drivers
+from rapha.runtime.sandbox.interface import Sandbox
+from rapha.spec.refusals import Refused
 
 MAIN = (sys.executable, "-c", "from rapha.cli.main import main; main()", "sandbox")
 
@@ -76,9 +79,9 @@ def test_a_command_that_is_not_there_is_127() -> None:
     [
         (),
         ("--",),
-        ("--driver", "gvisor", "--", "python3"),
         ("--driver", "docker", "--", "python3"),
-        ("--airgap", "--", "python3"),
+        ("--wan", "wan0", "--", "python3"),
+        ("--airgap-socket", "/nosuch", "--", "python3"),
         ("--in", "/nosuch", "--", "python3"),
         ("--out", "/", "--", "python3"),
         ("--out", "/proc/nosuch/x", "--", "python3"),
@@ -96,15 +99,44 @@ def test_a_wrong_call_is_2_and_runs_nothing(
     assert capfd.readouterr().out == ""
 
 
-@pytest.mark.parametrize(("option", "value"), [("--driver", "gvisor"), ("--airgap", "")])
-def test_what_is_not_there_is_said_and_not_pretended(
-    option: str, value: str, capfd: pytest.CaptureFixture[str]
+def test_an_air_gap_whose_helper_does_not_answer_runs_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["--", "python3", "-c", "print('ran')"]
-    assert main.run(["sandbox", "run", option, *([value] if value else []), *command]) == 2
+    # Nobody's socket and no interface: nothing of this host can be severed here.
+    gap = ("--airgap", "--wan", "nosuch0", "--airgap-socket", str(tmp_path / "nobody.sock"))
+    assert main.run(["sandbox", "run", *gap, "--", "python3", "-c", "print('ran')"]) == 3
     out, err = capfd.readouterr()
-    assert "this build has no" in err
+    assert "posture.seal_failed" in err
     assert "ran" not in out
+
+
+def test_a_second_driver_that_is_not_installed_is_3(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def absent() -> Sandbox:
+        raise Refused("node.sandbox_unavailable", "no runsc")
+
+    monkeypatch.setattr(drivers, "DRIVERS", {"gvisor": absent})
+    for command in (["run", "--driver", "gvisor", "--", "python3"], ["probe", "--driver", "gvisor"]):
+        assert main.run(["sandbox", *command]) == 3
+        out, err = capfd.readouterr()
+        assert (out, "no runsc" in err) == ("", True)
+
+
+@pytest.mark.peer("runsc")
+def test_the_second_driver_keeps_the_same_contract(tmp_path: Path) -> None:
+    code = "import sys; open('/rapha/out/x', 'w').write('x'); print('out'); sys.exit(7)"
+    done = python(code, "--driver", "gvisor", "--out", str(tmp_path))
+    assert (done.returncode, done.stdout) == (7, "out\n")
+    assert [file.name for file in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("arguments", [("--driver", "docker"), ("--json", "extra"), ("--nosuch",)])
+def test_a_wrong_call_of_the_suite_is_2(
+    arguments: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["sandbox", "probe", *arguments]) == 2
+    assert capfd.readouterr().out == ""
 
 
 def test_interrupting_ends_it(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rapha.runtime.sandbox import bubblewrap
+from rapha.runtime.sandbox import start as starting
 from rapha.runtime.sandbox.bubblewrap import Bubblewrap
 from rapha.runtime.sandbox.interface import Ending, Limits, Mount, Outcome, Running, Spec
 from rapha.runtime.sandbox.launcher import cgroup, tree
@@ -184,7 +184,7 @@ def _without_cgroup(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start launchers on a host that offers no cgroup."""
     run = "import sys; from rapha.runtime.sandbox.launcher import __main__ as launcher, cgroup"
     run += "; cgroup._parents = lambda: []; sys.exit(launcher.main())"
-    monkeypatch.setattr(bubblewrap, "_LAUNCHER", ("-c", run))
+    monkeypatch.setattr(starting, "_LAUNCHER", ("-c", run))
 
 
 def test_pages_that_a_fork_shares_are_counted_once(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

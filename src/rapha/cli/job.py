@@ -43,9 +43,7 @@ def check(folder: Folder) -> None:
     try:
         job = project.load()
         if (folder / job.image).exists():
-            from rapha.runtime.image import read
-
-            read(folder / job.image)
+            project.check_image()
     except Refused as refused:
         leave(NO, f"refused: {refused.code}: {refused.detail}\nfix: {refused.fix}")
     emit(f"{job.name}: ok")
@@ -53,10 +51,14 @@ def check(folder: Folder) -> None:
 
 @app.command()
 def build(
-    folder: Folder, source: Annotated[Path | None, typer.Option(help="The code; default FOLDER/code.")] = None
+    folder: Folder,
+    source: Annotated[Path | None, typer.Option(help="The code; default FOLDER/code.")] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="OCI layout or archive to build on; default: the node's runtime.")
+    ] = None,
 ) -> None:
     """Build the image, the same bytes on every machine. Prints its digest."""
-    emit(Project(folder).build(source))
+    emit(Project(folder).build(source, base))
 
 
 @app.command()

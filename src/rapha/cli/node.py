@@ -11,7 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
+from rapha.cli import airgap
 from rapha.cli.exits import NO, OK, UNKNOWN, WRONG_CALL, emit, emit_json, leave, say
+from rapha.cli.sandbox_driver import Driver
 from rapha.evidence.keys import SigningKey
 from rapha.node import config as configs
 from rapha.node import journal as journals
@@ -25,6 +27,7 @@ approvals = typer.Typer(no_args_is_help=True, help="Requests that wait for the o
 releases = typer.Typer(no_args_is_help=True, help="Outputs that wait for the reviewers.")
 app.add_typer(approvals, name="approvals")
 app.add_typer(releases, name="releases")
+app.add_typer(airgap.app, name="airgap")
 
 Work = Annotated[Path, typer.Option("--work", envvar="RAPHA_NODE", help="The node's work directory.")]
 Key = Annotated[Path, typer.Option("--key", help="Your own key (PEM).")]
@@ -40,7 +43,11 @@ def init(
     coordinator: Annotated[str, typer.Option(help="Coordinator's URL.")],
     audience: Annotated[str, typer.Option(help="Coordinator's name, which signed requests are for.")],
     profile: Annotated[str, typer.Option(help="demo or production; can't be changed later.")] = "demo",
+    wan_interface: Annotated[
+        str | None, typer.Option(help="The interface to sever while a job trains.")
+    ] = None,
     wan_waiver: Annotated[str | None, typer.Option(help="Why no WAN interface is severed.")] = None,
+    sandbox: Annotated[Driver, typer.Option(help="Which walls jobs run in.")] = Driver.bubblewrap,
 ) -> None:
     """Make a node: keys, configuration, and the shipped policy."""
     from rapha.node.setup import init as init_node
@@ -55,7 +62,9 @@ def init(
             "policy_bundles": ["policy"],
             "runtime": ["torch", "numpy", "safetensors"],
             "runtime_name": "python-torch",
+            "wan_interface": wan_interface,
             "wan_waiver": wan_waiver,
+            "sandbox": sandbox.value,
         },
         "init",
     )

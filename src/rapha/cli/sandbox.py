@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import os
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
+from rapha.cli import sandbox_gap, sandbox_probe
 from rapha.cli.exits import UNKNOWN, say
+from rapha.cli.sandbox_driver import Driver
 from rapha.runtime.sandbox import drivers
-from rapha.runtime.sandbox.bubblewrap import unavailable
 from rapha.runtime.sandbox.interface import EXIT_NOT_BUILT, Ending, Limits, Mount, Outcome, Sandbox, Spec
 from rapha.runtime.sandbox.pyruntime import PythonRuntime, installed
+from rapha.runtime.sandbox.start import unavailable
 
 app = typer.Typer(help="Run commands under the walls that a job gets.", no_args_is_help=True)
 
 _MIB: Final = 1 << 20
 _MAX_MIB: Final = 1 << 24
 
-
-class Driver(StrEnum):
-    """What `--driver` takes."""
-
-    bubblewrap = "bubblewrap"
-    gvisor = "gvisor"
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `run` a subcommand while it is the only one."""
+app.command()(sandbox_probe.probe)
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
@@ -40,6 +31,13 @@ def run(
     ],
     driver: Annotated[Driver, typer.Option(help="Which walls.")] = Driver.bubblewrap,
     airgap: Annotated[bool, typer.Option("--airgap", help="Also sever the WAN interface.")] = False,
+    wan: Annotated[
+        str | None, typer.Option(help="With --airgap: the interface; else that of the default route.")
+    ] = None,
+    airgap_socket: Annotated[
+        Path | None,
+        typer.Option(help="With --airgap: a helper that runs already; else root starts one."),
+    ] = None,
     folder_in: Annotated[
         Path | None,
         typer.Option("--in", metavar="DIR", help="Read-only at /rapha/in.", file_okay=False, exists=True),
@@ -60,10 +58,8 @@ def run(
     """
     if not command[0]:
         raise typer.BadParameter("the command is empty")
-    if airgap:
-        raise typer.BadParameter("this build has no air gap to hold here; refusing to run without it")
-    if driver.value not in drivers.DRIVERS:
-        raise typer.BadParameter(f"this build has no {driver.value} driver; use --driver bubblewrap")
+    if not airgap and (wan or airgap_socket):
+        raise typer.BadParameter("--wan and --airgap-socket go with --airgap")
     limits = Limits(
         wall_s=timeout,
         cpu_s=max(1, int(timeout * len(os.sched_getaffinity(0)))),
@@ -71,8 +67,10 @@ def run(
         out_bytes=out_mb * _MIB,
         tmp_bytes=max(1, memory_mb // 4) * _MIB,
     )
-    outcome = _run(drivers.driver(driver.value), tuple(command), folder_in, _ready(folder_out), limits)
-    raise typer.Exit(_tell(outcome))
+    sandbox, out = drivers.driver(driver.value), _ready(folder_out)
+    with sandbox_gap.severed(airgap, wan, airgap_socket) as hold:
+        code = _tell(_run(sandbox, tuple(command), folder_in, out, limits, hold))
+    raise typer.Exit(code)
 
 
 def _ready(folder: Path | None) -> Path | None:
@@ -94,10 +92,20 @@ def _run(
     folder_in: Path | None,
     folder_out: Path | None,
     limits: Limits,
+    hold: int | None,
 ) -> Outcome:
     runtime = PythonRuntime.discover(installed())
     mounts = (*runtime.mounts, *([Mount(folder_in, "/rapha/in")] if folder_in else []))
-    spec = Spec(command, mounts, runtime.env, "/tmp", limits, out=folder_out, output_to_terminal=True)  # noqa: S108
+    spec = Spec(
+        command,
+        mounts,
+        runtime.env,
+        "/tmp",  # noqa: S108  inside
+        limits,
+        out=folder_out,
+        output_to_terminal=True,
+        hold=hold,
+    )
     running = sandbox.start(spec)
     try:
         return running.wait()

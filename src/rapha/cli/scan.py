@@ -23,9 +23,10 @@ def scan(
 ) -> None:
     """Scan an image for what the shipped policy refuses. Exit 0: nothing refuses; 1: something does."""
     from rapha.runtime import scan as scanner
+    from rapha.runtime.sandbox.pyruntime import installed
 
     try:
-        report = scanner.run_in_process(image)
+        report = scanner.run_in_process(image, packages=installed())
     except Refused as refusal:
         if not refusal.code.startswith("image."):
             leave(UNKNOWN, f"could not find out: {refusal}")
@@ -35,7 +36,8 @@ def scan(
     if sbom is not None and report.digest:
         from rapha.runtime.image import read
 
-        _write(sbom, scanner.sbom(read(image)))
+        with read(image) as opened:
+            _write(sbom, scanner.sbom(opened))
     if as_json:
         emit(json.dumps(report.dump()))
     _summarise(report)

@@ -13,7 +13,7 @@ from rapha.node.node import Node
 from rapha.node.posture.interface import Producer
 from rapha.node.posture.measurement import measure
 from rapha.node.serve import assemble
-from rapha.runtime.sandbox.bubblewrap import Bubblewrap
+from rapha.runtime.sandbox.drivers import driver
 from rapha.runtime.sandbox.pyruntime import PythonRuntime
 from rapha.spec.refusals import Refused
 from rapha.testing.simulated_tee import SimulatedTee
@@ -24,7 +24,7 @@ def node_at(path: Path) -> Iterator[Node]:
     """The node whose `node.json` is `path`. Raises `Refused` where something is missing."""
     config = configs.load(path)
     runtime = PythonRuntime.discover(config.runtime)
-    with assemble(path, config, runtime, Bubblewrap(), producer(path, config, runtime)) as node:
+    with assemble(path, config, runtime, driver(config.sandbox), producer(path, config, runtime)) as node:
         yield node
 
 
@@ -42,7 +42,7 @@ def producer(path: Path, config: NodeConfig, runtime: PythonRuntime) -> Producer
 def examine(path: Path) -> list[Check]:
     """Every requirement of the profile, looked at on this host."""
     config = configs.load(path)
-    return checks(path, config, Bubblewrap(), lambda: producer(path, config, _runtime(config)))
+    return checks(path, config, driver(config.sandbox), lambda: producer(path, config, _runtime(config)))
 
 
 def _runtime(config: NodeConfig) -> PythonRuntime:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rapha.evidence import canonical, dsse
 from rapha.evidence.agreement import open_agreement
 from rapha.evidence.steps.gates import policy_digest
 from rapha.spec.agreement import Agreement, Label
 from rapha.spec.base import Model, Name, One, Profile
+from rapha.spec.receipt import GapMode, ImageDigest, InterfaceName, Network
 from rapha.spec.refusals import Refused
 from rapha.spec.trust import Trust
 
@@ -32,11 +34,47 @@ class Waits(Model):
     review_s: Annotated[int, Field(ge=1, le=30 * 86400)] = 7 * 86400
 
 
+class AirGapConfig(Model):
+    """How `wan_interface` is severed.
+
+    Attributes:
+        mode: `nftables` drops every packet but those of `lan`; `link` takes the interface down.
+        lan: ranges that stay reachable, because the sources need them.
+        socket: where the air-gap helper listens.
+    """
+
+    mode: GapMode = "nftables"
+    lan: Annotated[tuple[Network, ...], Field(max_length=64)] = ()
+    socket: Annotated[str, Field(min_length=1, max_length=100)] = "/run/rapha/airgap.sock"
+
+    @model_validator(mode="after")
+    def _networks(self) -> Self:
+        for text in self.lan:
+            ip_network(text)
+        if self.lan and self.mode == "link":
+            raise ValueError("an interface that is down reaches no range: name none, or use nftables")
+        return self
+
+
+class BaseImage(Model):
+    """A runtime that full images may stand on.
+
+    Attributes:
+        name: for people.
+        layers: its layers' diff ids, lowest first (image-spec 1.1, config.md).
+    """
+
+    name: Name
+    layers: Annotated[tuple[ImageDigest, ...], Field(min_length=1, max_length=128)]
+
+
 class NodeConfig(Model):
     """`node.json`. Relative paths are relative to the file.
 
     Attributes:
         wan_interface: the interface to sever while a job trains; else `wan_waiver` says why not.
+        air_gap: how it is severed.
+        images: the allow-list of runtimes for full images; empty means that only slim ones run.
         quantum_s: outcomes are published at multiples of this many seconds after training began.
         runtime: distributions that a job may import.
         runtime_name: what an image must ask for.
@@ -54,9 +92,11 @@ class NodeConfig(Model):
     policy_bundles: tuple[str, ...]
     runtime: Annotated[tuple[str, ...], Field(min_length=1)]
     runtime_name: Name
-    sandbox: Literal["bubblewrap"] = "bubblewrap"
-    wan_interface: Name | None = None
+    images: Annotated[tuple[BaseImage, ...], Field(max_length=64)] = ()
+    sandbox: Literal["bubblewrap", "gvisor"] = "bubblewrap"
+    wan_interface: InterfaceName | None = None
     wan_waiver: Label | None = None
+    air_gap: AirGapConfig = AirGapConfig()
     quantum_s: Annotated[int, Field(ge=1, le=3600)] = 60
     waits: Waits = Waits()
     max_image_bytes: Annotated[int, Field(ge=1, le=2**40)] = 2**31

@@ -75,11 +75,20 @@ def checks(path: Path, config: NodeConfig, sandbox: Sandbox, producer: Callable[
         ("datasets", datasets),
         ("policy", lambda: _policies(root, config)),
         ("runtime", lambda: f"{len(PythonRuntime.discover(config.runtime).distributions)} distributions"),
-        ("sandbox", lambda: ", ".join(f"{k}={v}" for k, v in sandbox.check().items())),
+        ("sandbox", lambda: _walls(sandbox)),
         ("attestation", attestation),
         ("air-gap", air_gap),
     ]
     return [_look(name, look) for name, look in looks]
+
+
+def walls(sandbox: Sandbox) -> Check:
+    """The row `sandbox` alone: the walls that held, or what forbids them and the setting to change."""
+    return _look("sandbox", lambda: _walls(sandbox))
+
+
+def _walls(sandbox: Sandbox) -> str:
+    return ", ".join(f"{name}={found}" for name, found in sandbox.check().items())
 
 
 def _policies(root: Path, config: NodeConfig) -> str:

@@ -7,11 +7,11 @@
  4  policy    every set of rules says allow
  5  consent   the manifest allows organisation and purpose, and the cohort may be used
  6  approval  enough owners signed exactly this
- 7  seal      2, 4 and 5 hold again with a fresh nonce, and nothing can be reached
+ 7  seal      2, 4 and 5 hold again with a fresh nonce, the WAN is severed, and nothing can be reached
  8  train     limits hold; every record was counted before it was handed over
  9  guard     outputs equal the release plan; bytes are rebuilt; the node computes the metrics
 10  release   enough reviewers signed the disclosure report
-11  receipt   the node's key signs, and a second quote covers it
+11  receipt   the WAN is back and sent nothing, the node's key signs, and a second quote covers it
 
 Each gate returns a typed result or raises `Refused`. Nothing has left before `committed` is in the journal;
 after it, exactly what was committed leaves.
@@ -23,21 +23,23 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rapha.node.datasets.client import DatasetProcess
 from rapha.node.gates import outcome
-from rapha.node.gates.approval import approve
-from rapha.node.gates.attest import attest
-from rapha.node.gates.consent import consent
+from rapha.node.gates.approval import Approved, approve
+from rapha.node.gates.attest import Attested, attest
+from rapha.node.gates.consent import Consented, consent
+from rapha.node.gates.gap import WanGap
 from rapha.node.gates.guard import guard
-from rapha.node.gates.intake import Admitted, intake
+from rapha.node.gates.intake import Admitted, allow_list, intake
 from rapha.node.gates.passed import Passed
-from rapha.node.gates.policy import allow
+from rapha.node.gates.policy import Allowed, allow
 from rapha.node.gates.receipt import issue
 from rapha.node.gates.release import review
-from rapha.node.gates.scan import scan
+from rapha.node.gates.scan import Scanned, scan
 from rapha.node.gates.seal import seal
 from rapha.node.gates.train import train
 from rapha.node.node import Node
@@ -74,9 +76,10 @@ def run(node: Node, lease: Lease) -> None:
         return
     node.journal.append(OPEN, job)
     clock = outcome.Clock(node.config.quantum_s)
-    with Watch(node.exit, job, node.stop) as watch:
-        decided = _decide(node, lease, watch, clock)
+    with Watch(node.exit, job, node.stop) as watch, WanGap(node, job, watch) as gap:
+        decided = _decide(node, lease, watch, clock, gap)
         clock.wait_for_boundary()
+        gap.put_back()
         if isinstance(decided, Refused):
             surface = outcome.ended(job, decided, clock)
             node.journal.append(ENDED, job, surface=surface.dump(), reason=decided.detail)
@@ -85,7 +88,7 @@ def run(node: Node, lease: Lease) -> None:
     settle(node, job)
 
 
-def _decide(node: Node, lease: Lease, watch: Watch, clock: outcome.Clock) -> str | Refused:
+def _decide(node: Node, lease: Lease, watch: Watch, clock: outcome.Clock, gap: WanGap) -> str | Refused:
     """The receipt's digest, or why there is none. What the job made is destroyed by then.
 
     Deletion takes as long as the job's files make it, so it comes before the boundary, never after.
@@ -95,7 +98,8 @@ def _decide(node: Node, lease: Lease, watch: Watch, clock: outcome.Clock) -> str
     try:
         work.mkdir(parents=True, mode=0o700)
         with DatasetProcess() as data:
-            decided = _gates(node, lease, data, work, clock, watch)
+            before = _admit(node, lease, data, work, watch)
+            decided = _train(node, lease, before, work, clock, watch, gap)
     except Refused as refused:
         decided = charged(node, lease.job, refused)
     except Exception as error:  # noqa: BLE001  what no gate foresaw costs the job, never the node
@@ -136,10 +140,22 @@ def settle(node: Node, job: str) -> None:
         node.journal.append(CLOSED, job, outcome=surface.outcome, code=surface.code or "")
 
 
-def _gates(
-    node: Node, lease: Lease, data: DatasetProcess, work: Path, clock: outcome.Clock, watch: Watch
-) -> str:
-    """All eleven; returns the receipt's digest."""
+@dataclass(frozen=True, slots=True)
+class _Approved:
+    """The results of gates 1 to 6: everything that people and rules said yes to."""
+
+    admitted: Admitted
+    attested: Attested
+    scanned: Scanned
+    allowed: Allowed
+    consented: Consented
+    approved: Approved
+    patients: str
+    at: float
+
+
+def _admit(node: Node, lease: Lease, data: DatasetProcess, work: Path, watch: Watch) -> _Approved:
+    """Gates 1 to 6: nothing of the job has run, and no record was served."""
     now = datetime.now(UTC)
     job = lease.job
     with gate(node, job, "intake") as found:
@@ -151,8 +167,8 @@ def _gates(
         node.exit.progress(job, "ticketed")
         found.append(f"{attested.appraisal.assurance} evidence appraised, ticket names it")
     with gate(node, job, "scan") as found:
-        scanned = scan(node, admitted)
-        found.append(f"{len(admitted.image.files)} files, {len(scanned.report.findings)} findings")
+        scanned = scan(node, admitted, allow_list(node))
+        found.append(f"{scanned.report.files} files, {len(scanned.report.findings)} findings")
     with gate(node, job, "policy") as found:
         allowed = allow(node, admitted, attested, scanned)
         found.append(f"allowed by {len(node.policies)} pinned bundle(s)")
@@ -162,58 +178,69 @@ def _gates(
         found.append(f"{patients}; opt-outs removed first")
     with gate(node, job, "approval") as found:
         node.exit.progress(job, "awaiting_approval")
-        policy = allowed.digest
-        cohort = consented.resolved.cohort
         approved = approve(
             node,
             admitted,
             attested,
-            policy=policy,
-            cohort=cohort,
+            policy=allowed.digest,
+            cohort=consented.resolved.cohort,
             patients=patients,
             stopped=watch.stopped,
         )
         node.journal.append("approved", job, agreement=admitted.agreement.digest, scope=approved.scope)
         node.exit.progress(job, "admitted")
         found.append(f"{len(approved.envelopes)} owners signed")
+    return _Approved(admitted, attested, scanned, allowed, consented, approved, patients, now.timestamp())
+
+
+def _train(
+    node: Node, lease: Lease, before: _Approved, work: Path, clock: outcome.Clock, watch: Watch, gap: WanGap
+) -> str:
+    """Gates 7 to 11; returns the receipt's digest."""
+    job, admitted, consented = lease.job, before.admitted, before.consented
     with gate(node, job, "seal") as found:
-        sealed = seal(node, admitted, attested, scanned, allowed, consented, work, int(time.time()))
-        found.append(f"{len(sealed.airgap.probes)} probes unreachable")
+        sealed = seal(
+            node, admitted, before.attested, before.scanned, before.allowed, consented, gap, int(time.time())
+        )
+        severed = f"{node.config.wan_interface} severed, " if node.config.wan_interface else ""
+        found.append(f"{severed}{len(sealed.probes)} probes unreachable")
     with outcome.metered(admitted, consented):
         with gate(node, job, "train") as found:
-            node.exit.progress(job, "running")
             _begin(node, admitted, clock)
-            trained = train(node, admitted, consented, work)
+            trained = train(node, admitted, consented, work, gap.hold)
             usage = consented.data.usage()
             found.append(f"{usage.unique_records} records in {usage.batches} batches, all counted first")
         with gate(node, job, "guard") as found:
-            guarded = guard(node, admitted, consented, trained, work)
-            bits = outcome.covert_bound(admitted, guarded, clock)
+            guarded = guard(node, admitted, consented, trained, work, gap.hold)
+            bits = outcome.covert_bound(admitted, guarded, clock, gap.moments)
             found.append(f"{len(guarded.files)} files rebuilt, covert bound {bits} bits")
+        # No code of the job lives from here on, and people may take days.
+        airgap = gap.lift(clock).model_copy(update={"probes": sealed.probes})
         with gate(node, job, "release") as found:
             reviews = review(
                 node,
                 admitted,
                 guarded,
                 covert_bound_bits=bits,
-                patients=patients,
+                patients=before.patients,
                 stopped=watch.stopped,
             )
             found.append(f"{len(reviews)} reviewer(s) signed")
         passed = Passed(
             lease,
             admitted,
-            attested,
-            scanned,
-            allowed,
+            before.attested,
+            before.scanned,
+            before.allowed,
             consented,
-            approved,
+            before.approved,
             sealed,
             trained,
             guarded,
+            airgap,
             reviews,
             bits,
-            now.timestamp(),
+            before.at,
         )
         with gate(node, job, "receipt") as found:
             digest, surface = issue(node, passed, node.state / "outbox" / job, clock)

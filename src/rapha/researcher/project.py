@@ -51,36 +51,56 @@ class Project:
         except (OSError, UnicodeDecodeError) as error:
             raise Refused("schema.yaml", f"{self.file}: {error}") from None
 
-    def build(self, source: Path | None = None) -> str:
+    def build(self, source: Path | None = None, base: Path | None = None) -> str:
         """Build the image layout that `image:` names from the code in `source` (default: `code/`).
+
+        With `base`, an OCI layout or an archive of one, the image is a full one on its layers; without,
+        the node's runtime is what the code runs on.
 
         Returns the manifest digest. Raises `Refused` (`image.*`, `schema.*`).
         """
-        from rapha.runtime.image import build
+        from rapha.runtime.image import build, build_full
 
         job = self.load()
-        return build(
-            source or self.folder / "code",
-            self.folder / job.image,
-            entrypoint=job.entrypoint,
-            predict=job.predict,
-            runtime=RUNTIME,
-        )
+        source, out = source or self.folder / "code", self.folder / job.image
+        if base is not None:
+            return build_full(source, out, base=base, entrypoint=job.entrypoint, predict=job.predict)
+        return build(source, out, entrypoint=job.entrypoint, predict=job.predict, runtime=RUNTIME)
+
+    def check_image(self) -> str:
+        """The digest of the image as built, which must be readable; a slim one is read to the last file.
+
+        What a full image holds is judged by the bases that a node allows, which are not known here.
+
+        Raises:
+            Refused: `schema.*`, `image.*`; `image.entrypoint_missing` where job.yaml's commands are others.
+        """
+        from rapha.runtime.image import inspect, read
+
+        file = self.load()
+        image = inspect(self.folder / file.image)
+        if image.kind == "slim":
+            read(self.folder / file.image).close()
+        if image.entrypoint != file.entrypoint or image.predict != file.predict:
+            raise Refused("image.entrypoint_missing", "job.yaml's commands changed since the image was built")
+        return image.digest
 
     def sign(self, key: SigningKey, profile: Profile) -> SignedJob:
         """Sign the job and the image as built; a new nonce makes it a new job each time.
 
+        The statement about the image also goes into its layout, where that is a folder, and travels with
+        it from registry to registry; the image's digest does not change.
+
         Raises:
             Refused: `schema.*`, `image.*`.
         """
-        from rapha.runtime.image import read
+        from rapha.runtime.image import attach
 
         file = self.load()
-        image = read(self.folder / file.image)
-        if image.entrypoint != file.entrypoint or image.predict != file.predict:
-            raise Refused("image.entrypoint_missing", "job.yaml's commands changed since the image was built")
-        job = file.to_job(image_digest=image.digest, recipient=self._recipient(file))
+        job = file.to_job(image_digest=self.check_image(), recipient=self._recipient(file))
         signed = sign_job(job, key, profile)
+        if (self.folder / file.image).is_dir():
+            attach(self.folder / file.image, signed.image_bytes)
         self.signed_file.write_text(json.dumps(signed.dump(), indent=1) + "\n")
         return signed
 

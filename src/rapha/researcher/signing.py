@@ -27,6 +27,11 @@ class SignedJob:
     job: dsse.EnvelopeDict
     image: dsse.EnvelopeDict
 
+    @property
+    def image_bytes(self) -> bytes:
+        """The statement about the image, as it travels inside the image's layout."""
+        return canonical.dumps(self.image)
+
     def dump(self) -> dict[str, Any]:
         """JSON form."""
         return {"id": self.id, "job": self.job, "image": self.image}

@@ -19,6 +19,8 @@ class PriceContext:
         bucket: of the dataset, in records and in patients.
         wall_s, cpu_s, memory_bytes: the job's limits.
         quanta: how resource use is rounded.
+        moments: quantised moments that can be observed: when the end is told, and where the WAN was severed
+            also when it came back.
     """
 
     plan: ReleasePlan
@@ -28,6 +30,7 @@ class PriceContext:
     cpu_s: int
     memory_bytes: int
     quanta: Quanta
+    moments: int = 1
 
 
 def price_bits(context: PriceContext) -> dict[str, float]:
@@ -61,6 +64,16 @@ def price_bits(context: PriceContext) -> dict[str, float]:
     }
 
 
+def timing_bits(context: PriceContext) -> float:
+    """What the moments can say: each is a multiple of the quantum after training began.
+
+    The job decides how long its entrypoint takes, and its predict entry where there are trusted metrics;
+    what the node and its people do afterwards it does not decide.
+    """
+    runs = 2 if context.plan.trusted_metrics else 1
+    return context.moments * math.log2(steps(runs * context.wall_s, context.quanta.duration_s) + 1)
+
+
 def covert_bound_bits(context: PriceContext) -> int:
-    """Sum of all prices, rounded up: the job's line on the disclosure report."""
-    return math.ceil(sum(price_bits(context).values()))
+    """Sum of all prices and the timing, rounded up: the job's line on the disclosure report."""
+    return math.ceil(sum(price_bits(context).values()) + timing_bits(context))

@@ -6,12 +6,12 @@ hospital.
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from rapha.spec.agreement import Label
-from rapha.spec.base import Model, Name, Sha256, Timestamp
+from rapha.spec.base import Model, Name, Sha256, Timestamp, Yes, Zero
 from rapha.spec.job import Assurance, Purpose
 
 ImageDigest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -38,13 +38,17 @@ PROBES: Final = frozenset(
     {"coordinator", "ipv4", "ipv6", "netlink", "dataset-folder", "node-keys", "node-state"}
 )
 """What is tried from inside the walls before every job; all of it must be unreachable."""
+SEVERED_PROBES: Final = PROBES | {"wan"}
+"""With the WAN severed, the coordinator must be out of the node's own reach as well."""
+_COMMON_WALLS: Final = frozenset(
+    {"capabilities", "driver", "host_uid", "limits", "namespaces", "no_new_privs"}
+    | {"seccomp", "seccomp_filter"}
+)
 WALLS: Final = {
-    "bubblewrap": frozenset(
-        {"capabilities", "driver", "host_uid", "limits", "namespaces", "no_new_privs"}
-        | {"seccomp", "seccomp_filter"}
-    )
+    "bubblewrap": _COMMON_WALLS | {"landlock"},
+    "gvisor": _COMMON_WALLS | {"job_uid", "platform", "runsc"},
 }
-"""The walls that each sandbox driver reports of every run."""
+"""The walls that each sandbox driver reports of every run; one that a kernel lacks is reported as `none`."""
 
 
 class JobReference(Model):
@@ -83,13 +87,43 @@ class Usage(Model):
     counts: Literal["attested", "hospital-asserted"]
 
 
-class AirGap(Model):
-    """What was probed while sealed. Counters are the host's own word."""
+InterfaceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,14}$")]
+"""A network interface of Linux (IFNAMSIZ)."""
+GapMode = Literal["link", "nftables"]
+Network = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F.:]{2,45}/[0-9]{1,3}$")]
+"""A range of addresses in CIDR notation."""
 
-    interface: Name | None
+
+class AirGap(Model):
+    """What was severed and probed while sealed, by the host's own word; or a waiver that says why not.
+
+    Attributes:
+        interface: the WAN interface that was severed; None with a waiver.
+        mode: the link was down, or a packet filter dropped all but `lan`.
+        lan: ranges that stayed reachable, because the sources need them.
+        wan_bytes_sent: what the interface sent to anything else while sealed: 0, or there is no receipt.
+        lifted: the interface was seen to work as before.
+    """
+
+    interface: InterfaceName | None
     waiver: Label | None
+    mode: GapMode | None
+    lan: Annotated[tuple[Network, ...], Field(max_length=64)]
     probes: dict[str, Literal["unreachable"]]
+    wan_bytes_sent: Zero | None
+    lifted: Yes | None
     reported_by: Literal["host"]
+
+    @model_validator(mode="after")
+    def _severed_or_waived(self) -> Self:
+        severed = self.interface is not None
+        if severed == (self.waiver is not None):
+            raise ValueError("either an interface was severed or a waiver says why not")
+        if {severed} != {x is not None for x in (self.mode, self.wan_bytes_sent, self.lifted)}:
+            raise ValueError("mode, counter and lift belong to a severed interface, and all of them do")
+        if self.lan and self.mode != "nftables":
+            raise ValueError("only a packet filter leaves a range reachable")
+        return self
 
 
 class Sandbox(Model):

@@ -65,6 +65,7 @@ REGISTRY: Final[dict[str, Entry]] = {
         "An archive entry is a device, FIFO, setuid file or other special file.",
         "Ship plain files and folders only.",
     ),
+    "image.encrypted": _e("A layer of the image is encrypted.", "Export the image without encryption."),
     "image.runtime_unknown": _e(
         "The image asks for a runtime that the node does not offer.", "Use a runtime of the catalogue entry."
     ),
@@ -97,6 +98,14 @@ REGISTRY: Final[dict[str, Entry]] = {
     ),
     "image.unparsable": _e(
         "A Python file in the image can't be parsed.", "Correct the syntax error at the line named."
+    ),
+    "image.unjudged": _e(
+        "A file is of a kind that can hide code and can't be judged.",
+        "Ship tensors as safetensors and data as plain files.",
+    ),
+    "image.unresolved_import": _e(
+        "Code imports a module that is neither in the image nor in the runtime.",
+        "Add the module to the image, or use a runtime that has it.",
     ),
     "image.secret": _e(
         "The image carries what looks like a private key or token.", "Remove it; and revoke it."

@@ -70,6 +70,10 @@ _FAILED: Final = {
     **{"outcome": "failed", "code": "job.failed", "exit_class": "failed"},
     **{"artifacts": [], "metrics": {}},
 }
+_SEVERED: Final = {
+    **{"interface": "eth0", "waiver": None, "mode": "link"},
+    **{"wan_bytes_sent": 0, "lifted": True},
+}
 
 
 def _weights(parts: Parts) -> Parts:
@@ -159,8 +163,10 @@ FORGERIES: Final = (
     Forgery("invented probes", "seal", receipt=_set("airgap", "probes", to={"fine": "unreachable"})),
     Forgery("one probe more", "seal", receipt=_set("airgap", "probes", "wifi", to="unreachable")),
     Forgery("one probe less", "seal", receipt=lambda r: r["airgap"]["probes"].pop("ipv6")),
-    Forgery("neither interface nor waiver", "seal", receipt=_set("airgap", "waiver", to=None)),
-    Forgery("interface and waiver", "seal", receipt=_set("airgap", "interface", to="eth0")),
+    Forgery("neither interface nor waiver", "receipt", receipt=_set("airgap", "waiver", to=None)),
+    Forgery("interface and waiver", "receipt", receipt=_set("airgap", "interface", to="eth0")),
+    Forgery("bytes that left while sealed", "receipt", receipt=_set("airgap", "wan_bytes_sent", to=1)),
+    Forgery("a severed WAN that nobody probed", "seal", receipt=lambda r: r["airgap"].update(_SEVERED)),
     Forgery("no walls", "seal", receipt=_set("sandbox", "walls", to={})),
     Forgery("no known sandbox", "seal", receipt=lambda r: r.update(sandbox={"driver": "none", "walls": {}})),
     Forgery("a wall that is empty", "seal", receipt=_set("sandbox", "walls", "seccomp", to="")),

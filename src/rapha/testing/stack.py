@@ -65,8 +65,8 @@ def appears(path: Path, child: subprocess.Popen[bytes], log: Path) -> str:
 
 
 @contextmanager
-def coordinator(work: Path) -> Iterator[str]:
-    """A coordinator over an initialised work directory; yields its URL."""
+def coordinator(work: Path, options: Sequence[str] = ()) -> Iterator[str]:
+    """A coordinator over an initialised work directory, with more options of `serve`; yields its URL."""
     url_file = work / "url"
     url_file.unlink(missing_ok=True)
     command = (
@@ -79,6 +79,7 @@ def coordinator(work: Path) -> Iterator[str]:
         "0",
         "--url-file",
         str(url_file),
+        *options,
     )
     with process(command, work / "serve.log") as child:
         yield appears(url_file, child, work / "serve.log")
@@ -211,8 +212,8 @@ def deliver(stack: Stack, out: Path) -> Delivered:
 
 
 @contextmanager
-def stack(root: Path, case: str = "tabular") -> Iterator[Stack]:
-    """Make a world in `root`, start its coordinator, enrol its node and its developer."""
+def stack(root: Path, case: str = "tabular", options: Sequence[str] = ()) -> Iterator[Stack]:
+    """Make a world in `root`, start its coordinator with `options`, enrol its node and its developer."""
     from rapha.coordinator import operator
     from rapha.coordinator.config import Work, initialise
     from rapha.node.agent.process import client_for
@@ -220,7 +221,7 @@ def stack(root: Path, case: str = "tabular") -> Iterator[Stack]:
     work = root / "coordinator"
     config = initialise(Work(work), profile="demo")
     log_key = SigningKey.load(Work(work).log_key).verify_key.to_text()
-    with coordinator(work) as url:
+    with coordinator(work, options) as url:
         world = worlds.create(root, case, coordinator_url=url, origin=config.origin, log_key=log_key)
         with client_for(world.node / "node.json") as agent:
             agent.enrol(operator.invite(work, worlds.NODE))

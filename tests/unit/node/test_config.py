@@ -94,6 +94,12 @@ BAD: dict[str, dict[str, Any]] = {
     "wait for ever": {"waits": {"approval_s": 10**9}},
     "interface that is a path": {"wan_interface": "../eth0"},
     "empty waiver": {"wan_waiver": ""},
+    "a range of a link that is down": {"air_gap": {"mode": "link", "lan": ["10.0.0.0/8"]}},
+    "a range with host bits": {"air_gap": {"lan": ["10.0.0.1/8"]}},
+    "a range that is a name": {"air_gap": {"lan": ["pacs.local/32"]}},
+    "another way to sever": {"air_gap": {"mode": "unplug"}},
+    "a runtime without layers": {"images": [{"name": "torch", "layers": []}]},
+    "a layer by name": {"images": [{"name": "torch", "layers": ["torch:latest"]}]},
     "datasets is text": {"datasets": "x"},
 }
 

@@ -77,7 +77,10 @@ def _no_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _gates(monkeypatch: pytest.MonkeyPatch, body: Any) -> None:
-    monkeypatch.setattr(pipeline, "_gates", lambda node, lease, data, work, clock, watch: body(clock, watch))
+    monkeypatch.setattr(pipeline, "_admit", lambda node, lease, data, work, watch: None)
+    monkeypatch.setattr(
+        pipeline, "_train", lambda node, lease, before, work, clock, watch, gap: body(clock, watch)
+    )
 
 
 def _closed(node: Any, job: str = JOB) -> dict[str, Any]:

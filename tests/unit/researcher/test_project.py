@@ -72,6 +72,20 @@ def test_what_is_signed_is_the_job_as_written(project: Project) -> None:
     assert project.sign(KEY, "demo").id != found.id
 
 
+def test_the_statement_about_the_image_travels_inside_its_layout(project: Project) -> None:
+    from rapha.runtime.image import inspect
+
+    found = project.sign(KEY, "demo")
+    image = inspect(project.folder / project.load().image)
+    assert found.image_bytes in image.referrers
+    assert (
+        open_job(
+            dsse.verify(found.job, [KEY.verify_key], kind="job", profile="demo", audience=AUDIENCE_NODE)
+        )[0].image
+        == image.digest
+    )
+
+
 def test_commands_that_changed_since_the_build_refuse(project: Project) -> None:
     edit(project, "train.py", "other.py")
     assert code(lambda: project.sign(KEY, "demo")) == "image.entrypoint_missing"

@@ -67,7 +67,8 @@ def receipt_of(guard: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
         },
         "sandbox": {"driver": "bubblewrap", "walls": {"seccomp": "on", "landlock": "abi 4"}},
         "airgap": {
-            **{"interface": None, "waiver": "demo", "reported_by": "host"},
+            **{"interface": None, "waiver": "demo", "reported_by": "host", "mode": None, "lan": []},
+            **{"wan_bytes_sent": None, "lifted": None},
             "probes": {"coordinator": "unreachable", "dns": "unreachable"},
         },
         **{"outcome": "success", "covert_bound_bits": BITS, "assurance": "simulated", "nonce": "3" * 64},

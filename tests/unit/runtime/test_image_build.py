@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rapha.runtime.image import Limits, build, pack, read, tar, unpack
+from rapha.runtime.image import Limits, build, pack, read, tar, ustar
 from rapha.runtime.image.build import SKIPPED
+from rapha.runtime.image.stream import Stream
 from rapha.spec.refusals import Refused
 
 FILES = {
@@ -89,7 +90,9 @@ def test_read_gives_what_was_built_from_a_folder_and_from_an_archive(tmp_path: P
     assert image.entrypoint == ("python3", "train.py")
     assert image.predict == ("python3", "predict.py")
     assert (image.runtime, image.workdir) == ("rt", "/app")
-    assert image.files == {f"app/{name}": data for name, data in sorted(FILES.items())}
+    assert {path: file.read() for path, file in image.files.items()} == {
+        f"app/{name}": data for name, data in sorted(FILES.items())
+    }
 
 
 def test_what_is_left_out_is_what_the_docstring_says(tmp_path: Path) -> None:
@@ -202,20 +205,36 @@ def test_a_source_that_is_not_there_and_empty_entries_are_refused(tmp_path: Path
             build(tmp_path, tmp_path / "o", entrypoint=entrypoint, predict=predict, runtime="rt")
 
 
-def test_unpack_writes_app_with_normal_modes_and_only_into_an_empty_folder(tmp_path: Path) -> None:
+def test_the_tree_has_normal_modes_and_goes_only_into_an_empty_folder(tmp_path: Path) -> None:
     make(write(tmp_path / "s"), tmp_path / "o")
-    image = read(tmp_path / "o")
     old = os.umask(0o077)
     try:
-        unpack(image, tmp_path / "u")
+        image = read(tmp_path / "o", tmp_path / "u")
     finally:
         os.umask(old)
-    assert content(tmp_path / "u") == FILES
+    assert (image.tree, image.kind) == (tmp_path / "u", "slim")
+    assert content(tmp_path / "u" / "app") == FILES
     modes = {stat.S_IMODE(p.lstat().st_mode) for p in (tmp_path / "u").rglob("*") if p.is_file()}
     folders = {stat.S_IMODE(p.lstat().st_mode) for p in (tmp_path / "u").rglob("*") if p.is_dir()}
     assert (modes, folders) == ({0o444}, {0o755})
     with pytest.raises(Refused, match="not empty"):
-        unpack(image, tmp_path / "u")
+        read(tmp_path / "o", tmp_path / "u")
+    assert content(tmp_path / "u" / "app") == FILES
+    image.close()
+    assert content(tmp_path / "u" / "app") == FILES
+
+
+def test_a_temporary_tree_lives_as_long_as_the_image(tmp_path: Path) -> None:
+    make(write(tmp_path / "s"), tmp_path / "o")
+    with read(tmp_path / "o") as image:
+        tree = image.tree
+        assert image.files["app/train.py"].head(4) == b"from"
+    assert not tree.exists()
+    image = read(tmp_path / "o")
+    tree = image.tree
+    assert tree.exists()
+    del image
+    assert not tree.exists()
 
 
 def test_the_layer_is_what_other_readers_see(tmp_path: Path) -> None:
@@ -236,6 +255,6 @@ _component = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_si
 @settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.lists(_component, min_size=1, max_size=4).map("/".join), st.binary(max_size=1200)))
 def test_every_archive_that_is_written_reads_back(files: dict[str, bytes]) -> None:
-    archive = tar.write(sorted(files.items()))
-    entries = tar.Reader(archive, Limits(), "it")
-    assert {e.name.decode(): bytes(e.data) for e in entries} == files
+    archive = ustar.write(sorted(files.items()))
+    reader = tar.Reader(Stream(iter([archive])), Limits(), "it")
+    assert {e.name.decode(): b"".join(reader.contents()) for e in reader} == files

@@ -78,7 +78,7 @@ def test_what_no_process_can_be_given_is_refused(change: dict[str, Any]) -> None
 
 def test_an_unknown_driver_is_refused_and_names_those_there_are() -> None:
     with pytest.raises(Refused) as refused:
-        driver("gvisor")
+        driver("chroot")
     assert refused.value.code == "node.sandbox_unavailable"
     assert all(name in refused.value.detail for name in DRIVERS)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapha.runtime.sandbox import bubblewrap
+from rapha.runtime.sandbox import program, start
 from rapha.runtime.sandbox.interface import Ending, Outcome
 from rapha.runtime.sandbox.launcher import cgroup, observe, stage, tree
 from rapha.runtime.sandbox.launcher.order import Report, encode, read_order, read_report
@@ -30,7 +30,7 @@ def test_half_a_message_is_no_message(data: bytes) -> None:
 
 def test_the_launcher_imports_only_the_standard_librarys_light_half() -> None:
     code = "import sys, rapha.runtime.sandbox.launcher.__main__; print(*sys.modules)"
-    env = {"PYTHONPATH": str(Path(bubblewrap.__file__).parents[3])}
+    env = {"PYTHONPATH": str(Path(start.__file__).parents[3])}
     loaded = subprocess.run(
         [sys.executable, "-S", "-s", "-P", "-c", code], env=env, capture_output=True, text=True
     )
@@ -212,19 +212,19 @@ def outcome(detail: str) -> Outcome:
 
 @pytest.mark.parametrize("at", range(3))
 def test_a_setting_that_forbids_is_named_with_its_fix(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    setting, forbids, fix = bubblewrap._SYSCTLS[at]
-    monkeypatch.setattr(bubblewrap, "_sysctl", lambda asked: forbids if asked == setting else "")
-    assert f"sysctl -w {fix}" in bubblewrap.unavailable(outcome("bwrap: No permissions"))
+    setting, forbids, fix = start._SYSCTLS[at]
+    monkeypatch.setattr(start, "_sysctl", lambda asked: forbids if asked == setting else "")
+    assert f"sysctl -w {fix}" in start.unavailable(outcome("bwrap: No permissions"))
 
 
 def test_a_failure_of_namespaces_says_what_to_allow() -> None:
-    said = bubblewrap.unavailable(outcome("bwrap: Creating new namespace failed: Operation not permitted"))
+    said = start.unavailable(outcome("bwrap: Creating new namespace failed: Operation not permitted"))
     assert "user.max_user_namespaces" in said
 
 
 def test_a_configured_program_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused) as refused:
-        bubblewrap.Program.find(tmp_path / "bwrap")
+        program.Program.find(tmp_path / "bwrap")
     assert refused.value.code == "node.sandbox_unavailable"
 
 
@@ -232,7 +232,7 @@ def test_no_program_at_all_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     with pytest.raises(Refused) as refused:
-        bubblewrap.Program.find()
+        program.Program.find()
     assert "bubblewrap" in refused.value.detail
 
 

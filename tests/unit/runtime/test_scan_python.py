@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rapha.runtime.image import Image
+from rapha.runtime.image import File, Image
 from rapha.runtime.scan import ScanReport, default_rules, refusals, scan
-from rapha.runtime.scan.facts import MAX_SOURCE, collect
+from rapha.runtime.scan.blob import Memory
+from rapha.runtime.scan.collector import MAX_SOURCE, collect
 
 
 def image(files: Mapping[str, str | bytes], predict: tuple[str, ...] | None = None) -> Image:
@@ -21,7 +24,8 @@ def image(files: Mapping[str, str | bytes], predict: tuple[str, ...] | None = No
         predict=predict,
         runtime="rt",
         workdir="/app",
-        files=dict(sorted(contents.items())),
+        files=cast(Mapping[str, File], {path: Memory(data) for path, data in sorted(contents.items())}),
+        tree=Path("/none"),
     )
 
 
@@ -270,7 +274,7 @@ BENIGN: list[str] = [
     "import torch\nopt = getattr(torch.optim, name)\ndtype = getattr(torch, d)\ngetattr(obj, name)",
     "import sys\nsys.stdout.write('x')\nsys.exit(0)\nsys.stdout = open('x')",
     "import sys\nthis = sys.modules[__name__]\nok = 'torch' in sys.modules",
-    "import torch\ntorch.load('x')\ntorch.load('x', weights_only=True)",
+    "import torch\ntorch.load('x', weights_only=True)",
     "import numpy as np\nnp.load('x')\nnp.load('x', allow_pickle=False)",
     "import pickle\npickle.dumps(1)",
     "import ast\nast.literal_eval('1')",

@@ -29,6 +29,7 @@ RECEIPT: dict[str, Any] = {
     "sandbox": {"driver": "bubblewrap", "walls": {"seccomp": "on"}},
     "airgap": {
         **{"interface": None, "waiver": "demo", "probes": {"coordinator": "unreachable"}},
+        **{"mode": None, "lan": [], "wan_bytes_sent": None, "lifted": None},
         "reported_by": "host",
     },
     "outcome": "success",
@@ -81,6 +82,14 @@ BAD: dict[str, tuple[str, Any]] = {
     "assurance none": ("assurance", "none"),
     "a probe that got out": ("airgap.probes", {"coordinator": "reached"}),
     "counters by another": ("airgap.reported_by", "tee"),
+    "an interface and a waiver": ("airgap.interface", "eth0"),
+    "neither": ("airgap.waiver", None),
+    "a counter without an interface": ("airgap.wan_bytes_sent", 0),
+    "a mode without an interface": ("airgap.mode", "link"),
+    "bytes that got out": ("airgap.wan_bytes_sent", 1),
+    "bytes that are false": ("airgap.wan_bytes_sent", False),
+    "a lift that was not seen": ("airgap.lifted", False),
+    "a range that is text": ("airgap.lan", ["the PACS"]),
     "a section in capitals": ("sections", {"job": "AA" * 32}),
     "image": ("image", SHA),
     "time with a fraction": ("times.finished", "2026-01-01T00:10:00.5Z"),
@@ -93,6 +102,19 @@ BAD: dict[str, tuple[str, Any]] = {
 @pytest.mark.parametrize(("path", "value"), BAD.values(), ids=BAD.keys())
 def test_a_bad_receipt_refuses(path: str, value: Any) -> None:
     assert code(changed(path, value)) == "schema.field_invalid"
+
+
+SEVERED = {
+    **{"interface": "enp3s0f0np0", "waiver": None, "mode": "nftables", "lan": ["10.0.0.0/8"]},
+    **{"probes": {"wan": "unreachable"}, "wan_bytes_sent": 0, "lifted": True, "reported_by": "host"},
+}
+
+
+def test_a_severed_interface_is_stated_whole() -> None:
+    assert Receipt.parse(changed("airgap", SEVERED)).dump()["airgap"] == SEVERED
+    for missing in ("mode", "wan_bytes_sent", "lifted"):
+        assert code(changed("airgap", SEVERED | {missing: None})) == "schema.field_invalid"
+    assert code(changed("airgap", SEVERED | {"mode": "link"})) == "schema.field_invalid"
 
 
 @pytest.mark.parametrize("verdict", ["yes", "", True, None, "Approve", "release "])

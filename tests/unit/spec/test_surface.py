@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rapha.spec.price import PriceContext, covert_bound_bits, price_bits
+from rapha.spec.price import PriceContext, covert_bound_bits, price_bits, timing_bits
 from rapha.spec.refusals import REGISTRY, Refused
 from rapha.spec.release_plan import ENDINGS, ReleasePlan
 from rapha.spec.surface import (
@@ -66,7 +67,7 @@ def test_every_field_has_a_price() -> None:
     prices = price_bits(CONTEXT)
     assert prices.keys() == Surface.model_fields.keys()
     assert all(math.isfinite(bits) and bits >= 0 for bits in prices.values())
-    assert covert_bound_bits(CONTEXT) == math.ceil(sum(prices.values()))
+    assert covert_bound_bits(CONTEXT) == math.ceil(sum(prices.values()) + timing_bits(CONTEXT))
     assert covert_bound_bits(CONTEXT) >= PLAN.released_bits()
 
 
@@ -80,6 +81,14 @@ def test_prices_are_of_what_can_vary() -> None:
     metrics_only = ReleasePlan.parse({"version": 1, "trusted_metrics": ["auroc"], "max_bytes": 128})
     prices = price_bits(PriceContext(metrics_only, 1, 1, 1, 1, 1, Quanta()))
     assert (prices["artifacts"], prices["self_reported"]) == (0, 0)
+
+
+def test_each_moment_that_can_be_seen_is_priced() -> None:
+    # Training and predictions take up to twice the limit of 20 minutes: 40 quanta, or none.
+    assert timing_bits(CONTEXT) == math.log2(41)
+    assert timing_bits(replace(CONTEXT, moments=2)) == 2 * math.log2(41)
+    no_metrics = PLAN.model_copy(update={"trusted_metrics": ()})
+    assert timing_bits(replace(CONTEXT, plan=no_metrics)) == math.log2(21)
 
 
 def test_success_is_encoded_canonically() -> None:

@@ -7,7 +7,7 @@ from rapha.evidence.attestation.appraise import LIFETIME_S, SKEW_S, Expected, ap
 from rapha.evidence.steps.case import CIPHER, PLAIN, Case, keys_of, people_keys
 from rapha.spec.agreement import Person
 from rapha.spec.attestation import Appraisal, Posture, Ticket
-from rapha.spec.receipt import PROBES, WALLS, Approval, Review
+from rapha.spec.receipt import PROBES, SEVERED_PROBES, WALLS, Approval, Review
 from rapha.spec.refusals import Refused
 from rapha.spec.release_plan import METRICS_FILE, ReleasePlan
 from rapha.spec.sections import GuardSection, PolicySection, ScanSection
@@ -160,15 +160,15 @@ def step_seal(case: Case) -> str:
     if appraisal.measurement != case.admission.measurement or posture.hpke_key != first.hpke_key:
         raise Refused("posture.seal_failed", "the node changed between admission and seal")
     _check_walls(case)
-    return f"{len(case.receipt.airgap.probes)} probes unreachable, by the host's word"
+    gap = case.receipt.airgap
+    severed = f"{gap.interface} severed ({gap.mode}), " if gap.interface else "WAN not severed (waiver), "
+    return f"{severed}{len(gap.probes)} probes unreachable, by the host's word"
 
 
 def _check_walls(case: Case) -> None:
     gap, sandbox = case.receipt.airgap, case.receipt.sandbox
-    if gap.probes.keys() != PROBES:
+    if gap.probes.keys() != (SEVERED_PROBES if gap.interface else PROBES):
         raise Refused("posture.seal_failed", "not exactly the required probes were made")
-    if (gap.interface is None) == (gap.waiver is None):
-        raise Refused("posture.seal_failed", "either an interface was severed or a waiver says why not")
     walls = WALLS.get(sandbox.driver)
     if walls is None or not walls <= {name for name, found in sandbox.walls.items() if found}:
         raise Refused("posture.seal_failed", "not every wall of a known sandbox was reported")

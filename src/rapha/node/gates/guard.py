@@ -58,8 +58,16 @@ class Guarded:
         )
 
 
-def guard(node: Node, admitted: Admitted, consented: Consented, trained: Trained, work: Path) -> Guarded:
-    """Rebuild, destroy the raw outputs, then measure what was rebuilt on the held-out split.
+def guard(
+    node: Node,
+    admitted: Admitted,
+    consented: Consented,
+    trained: Trained,
+    work: Path,
+    hold: int | None = None,
+) -> Guarded:
+    """Rebuild, destroy the raw outputs, then measure what was rebuilt on the held-out split; the sandbox
+    of that run keeps `hold` open.
 
     Raises:
         Ended: `job.outputs` with the guard's own reason in `detail`, which stays in the hospital.
@@ -74,12 +82,12 @@ def guard(node: Node, admitted: Admitted, consented: Consented, trained: Trained
         node.journal.append(
             "guard", admitted.id, code=report.code or "", reason=failed.reason if failed else ""
         )
-        raise Ended("job.outputs" if report.decided else "node.internal")
+        raise Ended("job.outputs" if report.decided else "node.internal", trained.outcome)
     released.chmod(0o755)
     files = {name: (released / name).read_bytes() for name in plan.files}
     trusted: dict[str, float] = {}
     if plan.trusted_metrics:
-        trusted = _measure(node, admitted, consented, released, work)
+        trusted = _measure(node, admitted, consented, released, work, hold)
         files[METRICS] = _metrics_file(trusted, report)
     return Guarded(report, secrets.token_hex(32), files, trusted)
 
@@ -90,7 +98,12 @@ def _metrics_file(trusted: dict[str, float], report: GuardReport) -> bytes:
 
 
 def _measure(
-    node: Node, admitted: Admitted, consented: Consented, released: Path, work: Path
+    node: Node,
+    admitted: Admitted,
+    consented: Consented,
+    released: Path,
+    work: Path,
+    hold: int | None,
 ) -> dict[str, float]:
     """Run `predict` on the rebuilt bytes over inputs only; the dataset process compares with the labels."""
     if admitted.job.predict is None:
@@ -100,18 +113,19 @@ def _measure(
     with consented.data.serve("test") as broker:
         spec = walls(
             node,
-            admitted.app,
+            admitted,
             argv=admitted.job.predict,
             inputs={"plan.json": consented.plan_file, "released": released},
             limits=limits_of(admitted),
             log=log,
             broker=broker.fileno(),
             out=out,
+            hold=hold,
         )
         outcome = run(node, spec)
     check_outcome(node, admitted, consented, outcome, log)
     if [o.name for o in outcome.outputs] != [PREDICTIONS]:
-        raise Ended("job.outputs")
+        raise Ended("job.outputs", outcome)
     try:
         return dict(consented.data.score(out / PREDICTIONS, admitted.job.outputs.trusted_metrics))
     finally:

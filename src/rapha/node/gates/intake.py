@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from rapha.evidence import dsse, hpke
+from rapha.evidence import canonical, dsse, hpke
 from rapha.evidence.keys import VerifyKey
 from rapha.evidence.steps.case import AUDIENCE_NODE
 from rapha.evidence.steps.parties import check_image, open_job
 from rapha.node.node import Node, SignedAgreement
 from rapha.node.uplink import Lease
-from rapha.runtime.image import Image, unpack
+from rapha.runtime.image import AllowList, Image, Runtime
 from rapha.runtime.image import read as read_image
+from rapha.spec.base import Profile
 from rapha.spec.dataset import DatasetManifest
 from rapha.spec.job import Job
 from rapha.spec.refusals import Refused
@@ -22,7 +24,14 @@ from rapha.spec.units import parse_time
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A job whose words are believed from here on."""
+    """A job whose words are believed from here on.
+
+    Attributes:
+        image: unpacked below `work`; a full image's `tree` is the root that its code runs in.
+        image_envelope: the statement about the image that verified, from the lease or from the layout.
+        archive: the image as it was received.
+        app: the submitter's files, which the sandbox shows at /app.
+    """
 
     id: str
     job: Job
@@ -30,6 +39,7 @@ class Admitted:
     manifest: DatasetManifest
     folder: Path
     image: Image
+    image_envelope: dsse.EnvelopeDict
     archive: Path
     app: Path
 
@@ -50,22 +60,52 @@ def intake(node: Node, lease: Lease, work: Path, now: datetime) -> Admitted:
     hpke.parse_public(job.recipient)
     if job.nodes != "any" and node.config.node not in job.nodes:
         raise Refused("policy.node_not_eligible", f"this node is {node.config.node}")
-    if lease.image_envelope is None:
-        raise Refused("image.unsigned")
-    check_image(lease.image_envelope, job, _developers(agreement), node.config.profile)
+    if lease.image_envelope is not None:  # before anything is fetched
+        check_image(lease.image_envelope, job, _developers(agreement), node.config.profile)
     manifest, folder = node.dataset(job.dataset.profile)
     if manifest.billing_bucket != agreement.terms.billing_bucket:
         raise Refused("policy.agreement", "the dataset counts in other buckets than the agreement says")
     archive = work / "image.tar"
     node.exit.fetch_image(job_id, lease.image_blob, archive, node.config.max_image_bytes)
-    image = read_image(archive)
+    image = read_image(archive, work / "image", allow_list(node))
     if image.digest != job.image:
         raise Refused("image.digest_mismatch", f"signed {job.image[:23]}…, received {image.digest[:23]}…")
+    envelope = lease.image_envelope
+    if envelope is None:
+        envelope = attached(image.referrers, job, _developers(agreement), node.config.profile)
     if image.entrypoint != job.entrypoint or image.predict != job.predict:
         raise Refused("image.entrypoint_missing", "the image's entrypoint or predict is not the job's")
-    app = work / "app"
-    unpack(image, app)
-    return Admitted(job_id, job, agreement, manifest, folder, image, archive, app)
+    app = image.tree / "app"
+    if app.is_symlink() or (image.kind == "slim" and not app.is_dir()):  # a link here leads into this host
+        raise Refused("image.entrypoint_missing", "the image has no folder /app")
+    return Admitted(job_id, job, agreement, manifest, folder, image, envelope, archive, app)
+
+
+def allow_list(node: Node) -> AllowList:
+    """The bases that this node's configuration lets full images stand on."""
+    return AllowList(runtimes=tuple(Runtime(name=i.name, layers=i.layers) for i in node.config.images))
+
+
+def attached(
+    referrers: Sequence[bytes], job: Job, developers: list[VerifyKey], profile: Profile
+) -> dsse.EnvelopeDict:
+    """The statement that came inside the image's layout, checked as one in a lease is.
+
+    Others may be there too, such as another profile's: the first that verifies counts.
+
+    Raises:
+        Refused: `image.unsigned` where there is none, or what the last one was refused for.
+    """
+    refusal = Refused("image.unsigned")
+    for data in referrers:
+        try:
+            envelope = canonical.loads(data)
+            check_image(envelope, job, developers, profile)
+        except Refused as refused:
+            refusal = Refused("image.signature_invalid", refused.detail)
+        else:
+            return dict(envelope)
+    raise refusal
 
 
 def _verified(node: Node, lease: Lease, now: datetime) -> tuple[Job, str, SignedAgreement]:

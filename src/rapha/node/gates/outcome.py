@@ -45,6 +45,12 @@ class Clock:
             self._boundary = float(math.ceil(started + steps * self.quantum_s))
         return datetime.fromtimestamp(self._boundary, UTC)
 
+    def wait_for_quantum(self) -> None:
+        """Hold what can be seen from outside until the next multiple of the quantum."""
+        if self._started is not None:
+            now = time.time()
+            time.sleep(max(0.0, next_boundary(self._started, self.quantum_s, now) - now))
+
     def wait_for_boundary(self) -> None:
         """Hold what is to be told until the boundary; without training there is nothing to hide.
 
@@ -60,8 +66,11 @@ def quanta(clock: Clock) -> Quanta:
     return Quanta(duration_s=clock.quantum_s)
 
 
-def covert_bound(admitted: Admitted, guarded: Guarded, clock: Clock) -> int:
-    """Bits about records that everything released of this job can carry, at most."""
+def covert_bound(admitted: Admitted, guarded: Guarded, clock: Clock, moments: int) -> int:
+    """Bits about records that everything released of this job can carry, at most.
+
+    `moments` is how many quantised moments of the job can be seen from outside.
+    """
     job = admitted.job
     bound = covert_bound_bits(
         PriceContext(
@@ -72,6 +81,7 @@ def covert_bound(admitted: Admitted, guarded: Guarded, clock: Clock) -> int:
             cpu_s=job.compute.wall_clock_s * job.compute.cpus,
             memory_bytes=job.compute.memory_bytes,
             quanta=quanta(clock),
+            moments=moments,
         )
     )
     return max(bound, guarded.report.covert_bound_bits)
@@ -109,6 +119,8 @@ class Told(Refused):
     def __init__(self, cause: Refused, records: int, patients: int, wall_s: float) -> None:
         super().__init__(cause.code, cause.detail)
         self.crash = cause.crash if isinstance(cause, Ended) else None
+        run = cause.outcome if isinstance(cause, Ended) else None
+        self.cpu_s, self.memory_bytes = (run.cpu_s, run.peak_memory_bytes) if run else (0.0, 0)
         self.records, self.patients, self.wall_s = records, patients, wall_s
 
 
@@ -147,7 +159,7 @@ def ended(job: str, refused: Refused, clock: Clock) -> Surface:
         startup=fault,
         records_bucket=refused.records,
         patients_bucket=refused.patients,
-        usage=quanta(clock).usage(refused.wall_s, 0.0, 0),
+        usage=quanta(clock).usage(refused.wall_s, refused.cpu_s, refused.memory_bytes),
     )
 
 

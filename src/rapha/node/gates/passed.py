@@ -15,6 +15,7 @@ from rapha.node.gates.scan import Scanned
 from rapha.node.gates.seal import Sealed
 from rapha.node.gates.train import Trained
 from rapha.node.uplink import Lease
+from rapha.spec.receipt import AirGap
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Passed:
     """The results of gates 1 to 10, as gate 11 binds them into the receipt.
 
     Attributes:
+        airgap: severed, probed and lifted again, or waived.
         admitted_at: Unix seconds of the one clock reading of intake."""
 
     lease: Lease
@@ -34,6 +36,7 @@ class Passed:
     sealed: Sealed
     trained: Trained
     guarded: Guarded
+    airgap: AirGap
     reviews: list[dsse.EnvelopeDict]
     covert_bound_bits: int
     admitted_at: float

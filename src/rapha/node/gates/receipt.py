@@ -52,7 +52,7 @@ def issue(node: Node, passed: Passed, outbox: Path, clock: outcome.Clock) -> tup
     surface = outcome.success(passed, artifacts, clock)
     sections: dict[str, Any] = {
         "job": passed.lease.job_envelope,
-        "image": passed.lease.image_envelope,
+        "image": admitted.image_envelope,
         "agreement": admitted.agreement.envelope,
         "ticket": passed.attested.ticket,
         "admission": passed.attested.posture.dump(),
@@ -98,7 +98,7 @@ def build_receipt(node: Node, passed: Passed, sections: Mapping[str, Any], clock
         ),
         usage=_usage(node, passed),
         sandbox=Sandbox(driver=node.sandbox.name, walls=dict(passed.trained.outcome.walls)),
-        airgap=passed.sealed.airgap,
+        airgap=passed.airgap,
         outcome="success",
         covert_bound_bits=passed.covert_bound_bits,
         assurance=passed.attested.appraisal.assurance,

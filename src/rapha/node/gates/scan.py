@@ -8,6 +8,7 @@ from typing import Final
 from rapha.evidence import canonical
 from rapha.node.gates.intake import Admitted
 from rapha.node.node import Node
+from rapha.runtime.image import EMPTY, AllowList
 from rapha.runtime.scan import ScanReport, run_in_process
 from rapha.spec.refusals import Refused
 from rapha.spec.sections import ScanSection
@@ -39,18 +40,31 @@ class Scanned:
         )
 
 
-def scan(node: Node, admitted: Admitted) -> Scanned:
+def scan(node: Node, admitted: Admitted, allow: AllowList = EMPTY) -> Scanned:
     """Scan in a process of its own, with a deadline.
+
+    A slim image runs on this node's runtime, whose modules its imports may name; a full image brings its
+    own, whose lowest layers must be on `allow`.
 
     Raises:
         Refused: `image.*`.
     """
-    if admitted.image.runtime != node.config.runtime_name:
+    full = admitted.image.kind == "full"
+    if full and not allow.base_of(admitted.image.base):
+        raise Refused("image.runtime_unknown", "its lowest layers are none that this node allows")
+    if not full and admitted.image.runtime != node.config.runtime_name:
         raise Refused(
             "image.runtime_unknown",
             f"asks for {admitted.image.runtime!r}, this node has {node.config.runtime_name!r}",
         )
-    report = run_in_process(admitted.archive, TIMEOUT_S)
+    report = run_in_process(
+        admitted.archive,
+        TIMEOUT_S,
+        allow=allow,
+        packages=() if full else node.config.runtime,
+        certain=True,
+        room=admitted.archive.parent,
+    )
     if report.digest != admitted.job.image:
         raise Refused("image.digest_mismatch", "the scanner read another image")
     return Scanned(report)

@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import secrets
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Literal
-from urllib.parse import urlsplit
+from typing import Final
 
 from rapha.node.gates.attest import Attested, check, collect
 from rapha.node.gates.consent import Consented
+from rapha.node.gates.gap import Probes, WanGap, coordinator_address
 from rapha.node.gates.intake import Admitted
 from rapha.node.gates.policy import Allowed, allow
 from rapha.node.gates.scan import Scanned
@@ -21,7 +20,7 @@ from rapha.node.gates.walls import walls
 from rapha.node.node import Node
 from rapha.runtime.sandbox.interface import Ending, Limits
 from rapha.spec.attestation import Posture
-from rapha.spec.receipt import PROBES, AirGap
+from rapha.spec.receipt import PROBES
 from rapha.spec.refusals import Refused
 from rapha.spec.units import parse_time
 
@@ -52,10 +51,10 @@ anybody's is imported but the standard library's; everything must be unreachable
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """Fresh evidence and what could not be reached."""
+    """Fresh evidence, and what was tried in vain: from inside the walls, and from the node itself."""
 
     posture: Posture
-    airgap: AirGap
+    probes: Probes
 
 
 def seal(
@@ -65,10 +64,10 @@ def seal(
     scanned: Scanned,
     allowed: Allowed,
     consented: Consented,
-    work: Path,
+    gap: WanGap,
     now: int,
 ) -> Sealed:
-    """Check again, then probe.
+    """Check again, sever the WAN, then probe.
 
     Raises:
         Refused: `posture.*`, `policy.*`, `consent.*`, `privacy.cohort_refused`.
@@ -82,32 +81,20 @@ def seal(
     if allow(node, admitted, attested, scanned).section != allowed.section:
         raise Refused("posture.seal_failed", "the policy decision changed since it was approved")
     consented.recheck()
-    return Sealed(posture, _air_gap(node, admitted, work))
+    # The last word to the coordinator before the silence.
+    node.exit.progress(admitted.id, "running")
+    return Sealed(posture, gap.sever() | _probe(node, admitted, gap.hold))
 
 
-def _air_gap(node: Node, admitted: Admitted, work: Path) -> AirGap:
-    config = node.config
-    if config.wan_interface is not None:
-        raise Refused(
-            "posture.seal_failed", "severing an interface needs the air-gap helper, which is not installed"
-        )
-    if config.wan_waiver is None:
-        raise Refused("posture.seal_failed", "no WAN interface is named and no waiver says why not")
-    return AirGap(
-        interface=None, waiver=config.wan_waiver, probes=_probe(node, admitted, work), reported_by="host"
-    )
-
-
-def _probe(node: Node, admitted: Admitted, work: Path) -> dict[str, Literal["unreachable"]]:
-    url = urlsplit(node.config.coordinator.url)
-    port = url.port or (443 if url.scheme == "https" else 80)
+def _probe(node: Node, admitted: Admitted, hold: int | None) -> Probes:
+    host, port = coordinator_address(node.config)
     hidden = [
         ("dataset-folder", str(admitted.folder)),
         ("node-keys", str((node.root / node.config.keys).resolve())),
         ("node-state", str(node.state.resolve())),
     ]
     marker = f"{secrets.token_hex(16)} "
-    argument = json.dumps([marker, url.hostname, port, *hidden])
+    argument = json.dumps([marker, host, port, *hidden])
     log = node.log_file(admitted.id, "probe")
     spec = walls(
         node,
@@ -116,6 +103,7 @@ def _probe(node: Node, admitted: Admitted, work: Path) -> dict[str, Literal["unr
         inputs={},
         limits=Limits(wall_s=20, cpu_s=20),
         log=log,
+        hold=hold,
     )
     outcome = node.sandbox.start(spec).wait()
     lines = [x for x in log.read_text(errors="replace").splitlines() if x.startswith(marker)]

@@ -38,15 +38,21 @@ class Crash:
 
 
 class Ended(Refused):
-    """The code ended badly, in one of the fixed classes; `crash` is used only if no record was served."""
+    """The code ended badly, in one of the fixed classes; `crash` is used only if no record was served.
 
-    def __init__(self, code: str, crash: Crash | None = None) -> None:
+    Attributes:
+        outcome: of the run that ended so; its resource use is told in quanta, as that of a success is.
+    """
+
+    def __init__(self, code: str, outcome: Outcome | None = None, crash: Crash | None = None) -> None:
         super().__init__(code, f"{crash.exception} at {crash.file}:{crash.line}" if crash else "")
-        self.crash = crash
+        self.crash, self.outcome = crash, outcome
 
 
-def train(node: Node, admitted: Admitted, consented: Consented, work: Path) -> Trained:
-    """Run the entrypoint.
+def train(
+    node: Node, admitted: Admitted, consented: Consented, work: Path, hold: int | None = None
+) -> Trained:
+    """Run the entrypoint; the sandbox keeps `hold` open as long as it lives.
 
     Raises:
         Ended: `job.*`. Refused: `node.*`.
@@ -57,13 +63,14 @@ def train(node: Node, admitted: Admitted, consented: Consented, work: Path) -> T
     with consented.data.serve("train") as broker:
         spec = walls(
             node,
-            admitted.app,
+            admitted,
             argv=admitted.job.entrypoint,
             inputs={"plan.json": consented.plan_file},
             limits=limits_of(admitted),
             log=log,
             broker=broker.fileno(),
             out=outputs,
+            hold=hold,
         )
         outcome = run(node, spec)
     check_outcome(node, admitted, consented, outcome, log)
@@ -72,7 +79,7 @@ def train(node: Node, admitted: Admitted, consented: Consented, work: Path) -> T
         raise Refused("node.sandbox_unavailable", f"walls that were not seen to hold: {', '.join(missing)}")
     usage = consented.data.usage()
     if usage.unique_records == 0:
-        raise Ended("job.failed" if usage.first_record_served else "job.no_records")
+        raise Ended("job.failed" if usage.first_record_served else "job.no_records", outcome)
     return Trained(outputs, outcome)
 
 
@@ -92,14 +99,14 @@ def check_outcome(node: Node, admitted: Admitted, consented: Consented, outcome:
         Ending.killed: "job.failed",
     }.get(outcome.ending)
     if code is not None:
-        raise Ended(code)
+        raise Ended(code, outcome)
     if outcome.exit_code != 0 and consented.data.usage().first_record_served:
-        raise Ended("job.failed")
+        raise Ended("job.failed", outcome)
     if outcome.exit_code != 0:
-        raise Ended("job.startup", find_crash(log, admitted))
+        raise Ended("job.startup", outcome, find_crash(log, admitted))
     if outcome.anomalies:
         node.journal.append("outputs", admitted.id, anomalies=list(outcome.anomalies)[:16])
-        raise Ended("job.outputs")
+        raise Ended("job.outputs", outcome)
 
 
 def find_crash(log: Path, admitted: Admitted) -> Crash | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from rapha.node.gates.intake import Admitted
 from rapha.node.node import Node
 from rapha.runtime.sandbox.interface import Limits, Mount, Outcome, Spec
+from rapha.runtime.sandbox.pyruntime import ImageRuntime
 
 APP = "/app"
 INPUT = "/rapha/in"
@@ -18,7 +19,7 @@ MAX_COLUMNS = 16
 
 def walls(
     node: Node,
-    app: Path | None,
+    admitted: Admitted | None,
     *,
     argv: tuple[str, ...],
     inputs: Mapping[str, Path],
@@ -26,28 +27,35 @@ def walls(
     log: Path,
     broker: int | None = None,
     out: Path | None = None,
+    hold: int | None = None,
 ) -> Spec:
-    """A sandbox with the image's `app` at /app, the node's runtime, and `inputs` below /rapha/in.
+    """A sandbox with `inputs` below /rapha/in, and the image of a job.
 
-    Without `app` nothing of the submitter is in it, and it starts in /.
+    A slim image is /app on the node's runtime; a full one is the root, and gets only `rapha_trainer` of the
+    node. Without a job nothing of a submitter is in it, and it starts in /.
     """
+    image = admitted.image if admitted else None
+    full = image is not None and image.kind == "full"
+    runtime = ImageRuntime.make(image.path) if image is not None and full else node.runtime
     mounts = (
-        *node.runtime.mounts,
-        *((Mount(app, APP),) if app is not None else ()),
+        *runtime.mounts,
+        *((Mount(admitted.app, APP),) if admitted is not None and not full else ()),
         *(Mount(source, f"{INPUT}/{name}") for name, source in sorted(inputs.items())),
     )
-    environment = {**node.runtime.env, "RAPHA_IN": INPUT, "RAPHA_OUT": "/rapha/out"}
+    environment = {**runtime.env, "RAPHA_IN": INPUT, "RAPHA_OUT": "/rapha/out"}
     if broker is not None:
         environment["RAPHA_BROKER_FD"] = "3"
     return Spec(
         argv=argv,
         mounts=mounts,
         env=environment,
-        cwd=APP if app is not None else "/",
+        cwd="/" if image is None else image.workdir if full else APP,
         limits=limits,
         broker=broker,
         out=out,
         log=log,
+        hold=hold,
+        root=image.tree if image is not None and full else None,
     )
 
 

@@ -1,6 +1,6 @@
-"""The files of an OCI image layout, from a folder or from an archive of one, as bytes in memory.
+"""The blobs of an OCI image layout, in a folder or in an archive of one, each read when it is asked for.
 
-Read once: what is verified later is exactly what was read, whoever writes to the source meanwhile.
+Nothing read here is trusted: whoever writes to the source meanwhile changes what is hashed.
 """
 
 from __future__ import annotations
@@ -8,110 +8,198 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
 from rapha.runtime.image.model import Limits
-from rapha.runtime.image.paths import Tree, clean
-from rapha.runtime.image.tar import Reader
+from rapha.runtime.image.paths import Spellings, clean
+from rapha.runtime.image.stream import CHUNK
+from rapha.runtime.image.tar import Entry, Reader
 from rapha.spec.refusals import Refused
 
 LAYOUT_FILE: Final = "oci-layout"
 INDEX_FILE: Final = "index.json"
 BLOBS: Final = "blobs/sha256"
 _FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_MAX_BLOBS: Final = 1024
 
 
-def load(source: Path, limits: Limits) -> dict[str, bytes]:
-    """The layout's files by path: `oci-layout`, `index.json` and `blobs/sha256/*`; others are not read.
+class Store:
+    """An opened layout: sizes and contents of `oci-layout`, `index.json` and `blobs/sha256/*`."""
 
-    Raises:
-        Refused: `image.not_found`, `image.layout_invalid`, `image.file_type`, `image.path_unsafe`,
-            `image.too_large`.
-    """
+    def __init__(self, source: Path, limits: Limits) -> None:
+        """Open `source` and list it; a context manager that closes it.
+
+        Raises:
+            Refused: `image.not_found`, `image.layout_invalid`, `image.file_type`, `image.path_unsafe`,
+                `image.too_large`.
+        """
+        self._source = source
+        with ExitStack() as opened:
+            self._fd = _open_source(source)
+            opened.callback(os.close, self._fd)
+            if stat.S_ISDIR(os.fstat(self._fd).st_mode):
+                self._at: Mapping[str, tuple[int, int]] | None = None
+                self.sizes = _list_folder(self._fd)
+            else:
+                self._at = _index_archive(self._fd, limits)
+                self.sizes = {name: size for name, (_, size) in self._at.items()}
+            self._check(limits)
+            self._closing = opened.pop_all()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    def check_size(self, limits: Limits) -> None:
+        """Raises `Refused` (`image.too_large`) if all of it together passes `limits.stored`."""
+        if sum(self.sizes.values()) > limits.stored:
+            raise Refused("image.too_large", f"the layout is over {limits.stored} bytes")
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """The contents of `name`, which is one of `sizes`; at most as many bytes as it had when listed.
+
+        Raises:
+            Refused: `image.not_found`, `image.file_type`.
+        """
+        if self._at is not None:
+            yield from _range(self._fd, *self._at[name], name)
+            return
+        with _opened(name, self._fd) as file:
+            yield from _range(file, 0, self.sizes[name], name)
+
+    def _check(self, limits: Limits) -> None:
+        if len(self.sizes) > _MAX_BLOBS:
+            raise Refused("image.too_large", f"over {_MAX_BLOBS} blobs")
+        self.check_size(limits)
+
+
+def _open_source(source: Path) -> int:
     try:
-        mode = source.stat().st_mode
-        if stat.S_ISDIR(mode):
-            return _Folder(limits).load(source)
-        if stat.S_ISREG(mode):
-            return _from_archive(source, limits)
+        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise Refused("image.not_found", f"{source}: {error.strerror}") from None
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISDIR(mode) or stat.S_ISREG(mode):
+        return fd
+    os.close(fd)
     raise Refused("image.not_found", f"{source} is neither a folder nor an archive")
 
 
-def _wanted(path: str) -> bool:
-    return path in (LAYOUT_FILE, INDEX_FILE) or path.rpartition("/")[0] == BLOBS
+def _range(fd: int, start: int, size: int, name: str) -> Iterator[bytes]:
+    end = start + size
+    while start < end:
+        try:
+            chunk = os.pread(fd, min(CHUNK, end - start), start)
+        except OSError as error:
+            raise Refused("image.not_found", f"{name!r} in the layout: {error.strerror}") from None
+        if not chunk:  # cut short since it was listed: what reads it finds another digest
+            return
+        start += len(chunk)
+        yield chunk
 
 
-def _from_archive(source: Path, limits: Limits) -> dict[str, bytes]:
-    with source.open("rb") as file:
-        data = file.read(limits.stored + 1)
-    if len(data) > limits.stored:
-        raise Refused("image.too_large", f"the archive is over {limits.stored} bytes")
-    found: dict[str, bytes] = {}
-    seen: set[str] = set()
-    tree = Tree()
-    for entry in Reader(data, limits, "the archive"):
-        path = clean(entry.name, limits)
-        if path in seen:
-            raise Refused("image.path_unsafe", f"path {path!r} is in the archive twice")
-        seen.add(path)
-        tree.claim(path)
-        if entry.kind == "link":
-            raise Refused("image.file_type", f"{path!r} in the archive is a link")
-        if entry.kind == "file" and _wanted(path):
-            found[path] = bytes(entry.data)
-        if len(seen) > limits.entries:
-            raise Refused("image.too_large", f"the archive has over {limits.entries} entries")
-    return found
+# --- a folder --------------------------------------------------------------------------------------
 
 
-class _Folder:
-    """Reads a layout folder without following any link inside it."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._room = limits.stored
-
-    def load(self, source: Path) -> dict[str, bytes]:
-        with _opened(str(source), None, os.O_DIRECTORY, follow=True) as root:
-            found = {name: self._read(name, root) for name in (LAYOUT_FILE, INDEX_FILE)}
-            with (
-                _opened("blobs", root, os.O_DIRECTORY) as blobs,
-                _opened("sha256", blobs, os.O_DIRECTORY) as folder,
-            ):
-                names = os.listdir(folder)  # noqa: PTH208  by descriptor, so that no link is followed
-                if len(names) > self._limits.layers + 2:
-                    raise Refused("image.too_large", f"over {self._limits.layers} layers")
-                for name in sorted(names):
-                    found[f"{BLOBS}/{name}"] = self._read(name, folder)
-        return found
-
-    def _read(self, name: str, folder: int) -> bytes:
-        with _opened(name, folder) as descriptor:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise Refused("image.file_type", f"{name!r} in the layout is not a regular file")
-            with os.fdopen(os.dup(descriptor), "rb") as file:
-                data = file.read(self._room + 1)
-        self._room -= len(data)
-        if self._room < 0:
-            raise Refused("image.too_large", f"the layout is over {self._limits.stored} bytes")
-        return data
+def _list_folder(root: int) -> dict[str, int]:
+    sizes = {}
+    with _opened(BLOBS, root, os.O_DIRECTORY) as folder:
+        names = [LAYOUT_FILE, INDEX_FILE]
+        with os.scandir(folder) as found:
+            for entry in found:
+                names.append(f"{BLOBS}/{entry.name}")
+                if len(names) > _MAX_BLOBS:
+                    raise Refused("image.too_large", f"over {_MAX_BLOBS} blobs")
+    for name in names:
+        with _opened(name, root) as file:
+            sizes[name] = os.fstat(file).st_size
+    return sizes
 
 
 @contextmanager
-def _opened(name: str, folder: int | None, extra: int = 0, *, follow: bool = False) -> Iterator[int]:
-    flags = (_FLAGS | extra) & ~(os.O_NOFOLLOW if follow else 0)
+def _opened(name: str, root: int, extra: int = 0) -> Iterator[int]:
+    """Open `name` below `root`, component by component, without following a link anywhere."""
+    with ExitStack() as stack:
+        folder = root
+        *folders, last = name.split("/")
+        for part in folders:
+            folder = _open(part, folder, os.O_DIRECTORY, name)
+            stack.callback(os.close, folder)
+        file = _open(last, folder, extra, name)
+        stack.callback(os.close, file)
+        if not extra and not stat.S_ISREG(os.fstat(file).st_mode):
+            raise Refused("image.file_type", f"{name!r} in the layout is not a regular file")
+        yield file
+
+
+def _open(part: str, folder: int, extra: int, name: str) -> int:
     try:
-        descriptor = os.open(name, flags, dir_fd=folder)
+        return os.open(part, _FLAGS | extra, dir_fd=folder)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENOTDIR):
             raise Refused("image.file_type", f"{name!r} in the layout is a link or a special file") from None
         raise Refused("image.layout_invalid", f"{name!r} in the layout: {error.strerror}") from None
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+
+
+# --- an archive ------------------------------------------------------------------------------------
+
+
+class _Archive:
+    """A `tar.Source` over an open file, in which contents are passed over without reading them."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._size = os.fstat(fd).st_size
+        self.position = 0
+
+    def read(self, size: int) -> bytes:
+        return b"".join(self.pieces(size))
+
+    def pieces(self, size: int) -> Iterator[bytes]:
+        for piece in _range(self._fd, self.position, size, "the archive"):
+            self.position += len(piece)
+            yield piece
+
+    def skip(self, size: int) -> int:
+        skipped = min(size, max(0, self._size - self.position))
+        self.position += skipped
+        return skipped
+
+
+def _index_archive(fd: int, limits: Limits) -> dict[str, tuple[int, int]]:
+    if os.fstat(fd).st_size > limits.stored:
+        raise Refused("image.too_large", f"the archive is over {limits.stored} bytes")
+    found: dict[str, tuple[int, int]] = {}
+    seen: set[str] = set()
+    spellings = Spellings()
+    archive = _Archive(fd)
+    for entry in Reader(archive, limits, "the archive"):
+        path = clean(entry.name, limits)
+        if path in seen:
+            raise Refused("image.path_unsafe", f"path {path!r} is in the archive twice")
+        seen.add(path)
+        if len(seen) > min(limits.entries, 8 * _MAX_BLOBS):
+            raise Refused("image.too_large", "the archive has too many entries")
+        spellings.claim(path)
+        _check_entry(entry, path)
+        if entry.kind == "file" and _wanted(path):
+            found[path] = (archive.position, entry.size)
+    if LAYOUT_FILE not in found and "manifest.json" in seen:
+        raise Refused(
+            "image.layout_invalid", "a docker-archive, not an OCI one; export it as oci-archive or type=oci"
+        )
+    return found
+
+
+def _check_entry(entry: Entry, path: str) -> None:
+    if entry.kind in ("symlink", "hardlink"):
+        raise Refused("image.file_type", f"{path!r} in the archive is a link")
+
+
+def _wanted(path: str) -> bool:
+    return path in (LAYOUT_FILE, INDEX_FILE) or path.rpartition("/")[0] == BLOBS

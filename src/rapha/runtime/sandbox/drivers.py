@@ -7,10 +7,13 @@ from types import MappingProxyType
 from typing import Final
 
 from rapha.runtime.sandbox.bubblewrap import Bubblewrap
+from rapha.runtime.sandbox.gvisor import Gvisor
 from rapha.runtime.sandbox.interface import Sandbox
 from rapha.spec.refusals import Refused
 
-DRIVERS: Final[Mapping[str, Callable[[], Sandbox]]] = MappingProxyType({"bubblewrap": Bubblewrap})
+DRIVERS: Final[Mapping[str, Callable[[], Sandbox]]] = MappingProxyType(
+    {"bubblewrap": Bubblewrap, "gvisor": Gvisor}
+)
 
 
 def driver(name: str) -> Sandbox:

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from rapha.spec.refusals import Refused
 
 BROKER_FD: Final = 3
-"""Where a job finds its socket to the broker."""
+"""Where a job finds its socket to the broker, unless its driver sets `RAPHA_BROKER_FD` to another."""
 OUT: Final = "/rapha/out"
 """The one directory whose files are collected."""
 MAX_FILES: Final = 64
@@ -86,11 +86,16 @@ class Spec:
         mounts: all that the job sees of the host.
         env: the whole environment.
         cwd: absolute, inside.
-        broker: a socket of the caller, inherited as descriptor 3; the caller still owns its copy.
+        broker: a socket of the caller, inherited as descriptor 3 (0 under gVisor, which hands on no other;
+            `RAPHA_BROKER_FD` inside then says so); the caller still owns its copy.
         out: an empty host directory for what `/rapha/out` held, filled once the sandbox is dead and only if
             the command ended by itself. None: nothing is kept.
         log: where stdout and stderr go, capped; replaced if it exists. None: they are dropped.
         output_to_terminal: also pass stdout and stderr on to the caller's own.
+        root: a host directory that becomes `/`, read-only, with `mounts` over it. Where a mount has no place
+            in it, the nearest folder above must be empty. None: a root that holds the mounts alone.
+        hold: a descriptor of the caller that the launcher and the sandbox's own init keep open until every
+            process of the sandbox is dead, and that the job never sees: with a lock on it, "a job lives".
 
     Raises:
         Refused: `schema.field_invalid` for an argument or variable that no process can be given.
@@ -105,6 +110,8 @@ class Spec:
     out: Path | None = None
     log: Path | None = None
     output_to_terminal: bool = False
+    root: Path | None = None
+    hold: int | None = None
 
     def __post_init__(self) -> None:
         if not self.argv or not self.argv[0]:
@@ -177,7 +184,8 @@ class Running(Protocol):
         """Block until every process is dead and outputs are collected. May be called again.
 
         Raises:
-            Refused: `node.internal` if the supervisor itself was lost; nothing was collected.
+            Refused: `node.internal` if the supervisor itself was lost, `node.disk_full` if the host's disk
+                did not take the outputs; either way nothing was collected.
         """
 
     def kill(self) -> None:
@@ -202,5 +210,6 @@ class Sandbox(Protocol):
         """Start `spec`; returns as soon as the supervisor runs. Not idempotent: each call is a new run.
 
         Raises:
-            Refused: `node.sandbox_unavailable`; `node.config` for a source, `out` or `log` of no use.
+            Refused: `node.sandbox_unavailable`; `node.config` for a root, source, `out` or `log` of no use,
+                and for a socket, FIFO or device below `/app` or `/rapha/in`.
         """

@@ -33,6 +33,7 @@ _REQUIREMENT: Final = re.compile(
     r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^\]]*)\])?[^;]*(?:;(.*))?", re.DOTALL
 )
 _EXTRA: Final = re.compile(r"""extra\s*==\s*["']([^"']+)["']""")
+_DISTRIBUTION_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _HIDDEN: Final = ("site-packages", "dist-packages")
 """Where the host's interpreter keeps packages that nobody named."""
 
@@ -79,6 +80,29 @@ class PythonRuntime:
             digest=_digest(distributions, trainer),
             distributions={name: distributions[name].version for name in sorted(distributions)},
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRuntime:
+    """What a full image gets of the node: `rapha_trainer`, and the variables of a job. Its own Python runs.
+
+    Attributes:
+        mounts, env: as in `PythonRuntime`.
+    """
+
+    mounts: tuple[Mount, ...]
+    env: Mapping[str, str]
+
+    @classmethod
+    def make(cls, path: Sequence[str]) -> ImageRuntime:
+        """For an image whose programs lie in the folders `path`; empty: where distributions have them.
+
+        Raises:
+            Refused: `node.config` if rapha_trainer is not installed.
+        """
+        kept = {name: value for name, value in _environment().items() if name != "LD_LIBRARY_PATH"}
+        env = {**kept, "PATH": ":".join(path) or _DISTRIBUTION_PATH, "PYTHONPATH": LIB}
+        return cls((Mount(_trainer(), f"{LIB}/rapha_trainer"),), env)
 
 
 def installed(packages: Sequence[str] = JOB_PACKAGES) -> tuple[str, ...]:

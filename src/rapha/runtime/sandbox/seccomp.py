@@ -39,3 +39,20 @@ def load(arch: str | None = None) -> Filter:
             "node.sandbox_unavailable", f"no seccomp filter for {wanted}; x86_64 and aarch64 have one"
         )
     return Filter(wanted, file.read_bytes())
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """The `linux.seccomp` section of an OCI spec, as JSON; the same for every architecture."""
+
+    text: str
+
+    @property
+    def digest(self) -> str:
+        """Lower-case hex SHA-256 of the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def load_oci() -> Section:
+    """The committed section, made from the same tables as the filters."""
+    return Section((FILTERS / "oci.json").read_text("ascii"))

@@ -5,16 +5,71 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from rapha.runtime.image.model import APP
+from rapha.runtime.scan.scripts import SHELLS
 
-_PYTHON: Final = re.compile(r"(?:/usr/(?:local/)?bin/)?python(?:3(?:\.\d{1,2})?)?\Z")
+_SLIM_PYTHON: Final = re.compile(r"(?:/usr/(?:local/)?bin/)?python(?:3(?:\.\d{1,2})?)?\Z")
+_PYTHON: Final = re.compile(r"python(?:3(?:\.\d{1,2})?)?\Z")
 _PLAIN_FLAGS: Final = frozenset("ubBOsSEIvqdP")
 _VALUE_FLAGS: Final = ("-W", "-X")
+_MAX_HOPS: Final = 40
+_STARTERS: Final = ("env", "tini", "dumb-init", "nohup")
+_STARTER_FLAGS: Final = ("--", "-g", "-s", "-v", "-i", "-c")
+_PATH: Final = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+_SITE: Final = re.compile(r"((?:.*/)?lib(?:64|32)?/python3(?:\.\d{1,2})?)(?:/((?:site|dist)-packages))?/")
 SCRIPT_ARGUMENT: Final = "(command line).py"
 """The name under which the code of `-c` is judged."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Where an argv is looked up.
+
+    Attributes:
+        files: the image's files and, for each, nothing but that it is there.
+        links: target by path of each symbolic link.
+        full: the image is a root of its own; otherwise only `/app` is the image's, and only Python runs.
+        search: folders of PATH.
+    """
+
+    files: Mapping[str, object]
+    links: Mapping[str, str] = field(default_factory=dict)
+    full: bool = False
+    search: tuple[str, ...] = _PATH
+
+    def find(self, path: str) -> str:
+        """The path, relative to the root, that `path` means after links; itself where there are none."""
+        pending = [part for part in path.split("/") if part not in ("", ".")][::-1]
+        done: list[str] = []
+        hops = 0
+        while pending:
+            part = pending.pop()
+            if part == "..":
+                del done[-1:]
+                continue
+            done.append(part)
+            target = self.links.get("/".join(done))
+            if target is not None and hops < _MAX_HOPS:
+                hops += 1
+                done = [] if target.startswith("/") else done[:-1]
+                pending += [piece for piece in target.split("/") if piece not in ("", ".")][::-1]
+        return "/".join(done)
+
+    def program(self, name: str, workdir: str) -> str:
+        """The file that running `name` starts; empty where there is none."""
+        places = [posixpath.join(workdir, name)] if "/" in name else [f"{f}/{name}" for f in self.search]
+        found = (self.find(place) for place in places)
+        return next((path for path in found if path in self.files), "")
+
+    def libraries(self) -> set[str]:
+        """The folders of a full image's own Python: its standard library and its site-packages."""
+        if not self.full:
+            return set()
+        found = (_SITE.match(path) for path in self.files if "/python3" in path)
+        return {folder.group().rstrip("/") for folder in found if folder is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,30 +80,71 @@ class Entry:
         path: the file, relative to the image's root; empty where `problem` says why there is none.
         root: the folder that Python puts first on the import path.
         source: the code itself where it stands on the command line.
+        program: the file that the kernel runs: an interpreter or the image's own; empty in a slim image.
+        script: `path` is a script for a shell, whose commands start what follows.
         problem: rule and reason, where the argv can't be followed.
     """
 
     path: str = ""
     root: str = ""
     source: bytes | None = None
+    program: str = ""
+    script: bool = False
     problem: tuple[str, str] | None = None
 
 
-def resolve(argv: Sequence[str], workdir: str, files: Mapping[str, bytes]) -> Entry:
-    """Follow `argv` as CPython's command line does (Using Python, 1.1)."""
+def resolve(argv: Sequence[str], workdir: str, view: View) -> Entry:
+    """Follow `argv` as CPython's command line does (Using Python, 1.1); in a full image, as a shell's too."""
     if not argv:
         return _problem("image.entrypoint_missing", "The image's config has no entrypoint.")
-    if not _PYTHON.match(argv[0]):
+    if view.full:
+        return _full(list(argv), workdir, view)
+    if not _SLIM_PYTHON.match(argv[0]):
         return _problem(
             "image.subprocess", f"It starts {argv[0][:100]!r}; only `python3` is there and can be followed."
         )
+    return _python(argv, workdir, view, "")
+
+
+def _full(argv: list[str], workdir: str, view: View) -> Entry:
+    while posixpath.basename(argv[0]) in _STARTERS and len(argv) > 1:
+        argv = argv[1:]
+        while len(argv) > 1 and (argv[0] in _STARTER_FLAGS or "=" in argv[0]):
+            argv = argv[1:]
+    name = posixpath.basename(argv[0])
+    program = view.program(argv[0], workdir)
+    if not program:
+        return _missing(argv[0])
+    if _PYTHON.match(name) or _PYTHON.match(posixpath.basename(program)):
+        return _python(argv, workdir, view, program)
+    if name in SHELLS:
+        return _shell(argv, workdir, view, program)
+    return Entry(program, posixpath.dirname(program), program=program)
+
+
+def _shell(argv: list[str], workdir: str, view: View, program: str) -> Entry:
     rest = list(argv[1:])
-    here = workdir.lstrip("/")
+    while rest and rest[0].startswith("-"):
+        option = rest.pop(0)
+        if "c" in option and not option.startswith("--"):
+            if not rest:
+                return _problem("image.entrypoint_missing", "A shell is started without its command.")
+            source = rest[0].encode("utf-8", errors="replace")
+            return Entry("(command line).sh", source=source, program=program, script=True)
+    if not rest:
+        return _problem("image.dynamic_code", "It runs what is written to it, not a file of the image.")
+    path = view.find(posixpath.join(workdir, rest[0]))
+    return Entry(path, program=program, script=True) if path in view.files else _missing(rest[0])
+
+
+def _python(argv: Sequence[str], workdir: str, view: View, program: str) -> Entry:
+    rest = list(argv[1:])
     while rest and rest[0].startswith("-") and len(rest[0]) > 1:
         flag = rest.pop(0)
         if flag.startswith(("-m", "-c")):
             value = flag[2:] or (rest[0] if rest else "")
-            return _module(value, here, files) if flag[1] == "m" else _code(value, here)
+            here = view.find(workdir)
+            return _module(value, here, view, program) if flag[1] == "m" else _code(value, here, program)
         if flag[:2] in _VALUE_FLAGS:
             if len(flag) == 2 and rest:
                 rest.pop(0)
@@ -56,30 +152,32 @@ def resolve(argv: Sequence[str], workdir: str, files: Mapping[str, bytes]) -> En
             return _problem("image.dynamic_code", f"Python's option {flag[:100]!r} can't be followed.")
     if not rest or rest[0] == "-":
         return _problem("image.dynamic_code", "It runs what is written to it, not a file of the image.")
-    return _script(rest[0], workdir, files)
+    return _script(rest[0], workdir, view, program)
 
 
-def _script(script: str, workdir: str, files: Mapping[str, bytes]) -> Entry:
-    path = posixpath.normpath(posixpath.join(workdir, script)).lstrip("/")
-    if not (path + "/").startswith(APP):
+def _script(script: str, workdir: str, view: View, program: str) -> Entry:
+    path = view.find(posixpath.join(workdir, script))
+    if not view.full and not (path + "/").startswith(APP):
         return _missing(script)
-    if path in files:
-        return Entry(path, posixpath.dirname(path))
-    if path + "/__main__.py" in files:
-        return Entry(path + "/__main__.py", path)
+    if path in view.files:
+        return Entry(path, posixpath.dirname(path), program=program)
+    if path + "/__main__.py" in view.files:
+        return Entry(path + "/__main__.py", path, program=program)
     return _missing(script)
 
 
-def _module(name: str, here: str, files: Mapping[str, bytes]) -> Entry:
-    base = posixpath.join(here, *name.split("."))
-    for path in (base + "/__main__.py", base + ".py"):
-        if path in files and path.startswith(APP):
-            return Entry(path, here)
+def _module(name: str, here: str, view: View, program: str) -> Entry:
+    for root in (here, *sorted(view.libraries())):
+        base = posixpath.join(root, *name.split("."))
+        for path in (base + "/__main__.py", base + ".py"):
+            if path in view.files and (view.full or path.startswith(APP)):
+                return Entry(path, here, program=program)
     return _missing(f"-m {name}")
 
 
-def _code(text: str, here: str) -> Entry:
-    return Entry(posixpath.join(here, SCRIPT_ARGUMENT), here, text.encode("utf-8", errors="replace"))
+def _code(text: str, here: str, program: str) -> Entry:
+    source = text.encode("utf-8", errors="replace")
+    return Entry(posixpath.join(here, SCRIPT_ARGUMENT), here, source, program)
 
 
 def _missing(what: str) -> Entry:

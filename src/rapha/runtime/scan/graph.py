@@ -38,6 +38,8 @@ class Graph:
         self._tops: dict[str, list[str]] = defaultdict(list)
         for path in facts:
             folder, _, name = path.rpartition("/")
+            if not name.endswith(".py"):
+                continue
             if name == "__init__.py":
                 folder, _, name = folder.rpartition("/")
             self._tops[name.removesuffix(".py")].append(folder)
@@ -58,6 +60,10 @@ class Graph:
             reached = self._closure(starts)
         return reached
 
+    def holds(self, module: str) -> bool:
+        """Whether a top-level module of this name, or a folder of it, is on the import path."""
+        return any(self._wide or folder in self._roots for folder in self._tops.get(module, ()))
+
     def locate(self, path: str, name: str) -> list[Located]:
         """The files that `name`, as written in the file at `path`, may lead to."""
         body = name.lstrip(".")
@@ -71,6 +77,20 @@ class Graph:
         folders = dict.fromkeys(self._tops.get(parts[0], ())) if parts else {}
         places = [folder for folder in folders if self._wide or folder in self._roots]
         return [found for folder in places if (found := self._walk(folder, parts)).loaded]
+
+    def places(self, path: str, name: str) -> set[str]:
+        """Where, without a suffix, an import of `name` in the file at `path` may load from besides source."""
+        body = name.lstrip(".")
+        parts = body.split(".") if body else []
+        if level := len(name) - len(body):
+            folder = posixpath.dirname(path)
+            for _ in range(level - 1):
+                folder = posixpath.dirname(folder)
+            folders = {folder}
+        else:
+            folders = self._dirs if self._wide else self._roots
+        lengths = range(1, len(parts) + 1)
+        return {posixpath.join(folder, *parts[:n]) for folder in folders for n in lengths}
 
     def _walk(self, folder: str, parts: tuple[str, ...]) -> Located:
         loaded: list[str] = []

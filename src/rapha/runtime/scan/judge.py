@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from rapha.runtime.scan.facts import Facts, Note, Use
@@ -18,14 +17,6 @@ _PLAIN_SPECIALS: Final = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """A note with a verdict on whether it would refuse in a file that an entrypoint reaches."""
-
-    note: Note
-    grave: bool = True
-
-
 class Judge:
     """Applies one rule set to the files of one image."""
 
@@ -34,17 +25,25 @@ class Judge:
         self._facts = facts
         self._graph = graph
         self._rules = rules
+        self._known: dict[tuple[str, str], set[str]] = {}
 
-    def judge(self, path: str) -> Iterator[Judged]:
+    def judge(self, path: str) -> Iterator[Note]:
         """What is to be said about the file at `path`."""
         facts = self._facts[path]
-        yield from (Judged(note) for note in facts.notes)
+        yield from facts.notes
         for use in dict.fromkeys(facts.uses):
             for name in self._outside(path, use.name):
                 yield from self._use(use, name)
 
     def _outside(self, path: str, name: str) -> set[str]:
         """The names outside the image that `name` may stand for, through the image's own modules."""
+        # An absolute name means the same in every file.
+        key = (path if name.startswith(".") else "", name)
+        if key not in self._known:
+            self._known[key] = self._follow(path, name)
+        return self._known[key]
+
+    def _follow(self, path: str, name: str) -> set[str]:
         found: set[str] = set()
         seen: set[tuple[str, str]] = set()
         pending = [(path, name, 0)]
@@ -54,7 +53,8 @@ class Judge:
                 continue
             seen.add((where, current))
             located = self._graph.locate(where, current)
-            if not located:
+            # A full image may bring the standard library itself; its names mean what they always mean.
+            if not located or current.partition(".")[0] in sys.stdlib_module_names:
                 found.add(self._rules.canonical(current))
             for place in located:
                 if not place.rest or not place.loaded:
@@ -65,27 +65,26 @@ class Judge:
                     pending.append((place.loaded[-1], target + tail, hops + 1))
         return found
 
-    def _use(self, use: Use, name: str) -> Iterator[Judged]:
+    def _use(self, use: Use, name: str) -> Iterator[Note]:
         inner = _inner(name)
         if use.how == "write":
             yield from self._write(use, name)
         elif (hit := self._rules.match(name)) is not None:
             entry, rule = hit
-            yield Judged(Note(rule, use.line, _REASONS[use.how].format(name=name, entry=entry)))
+            slight = entry in self._rules.slight
+            yield Note(rule, use.line, _REASONS[use.how].format(name=name, entry=entry), not slight)
         elif use.how == "computed" and name in self._rules.opaque:
-            yield Judged(_note(use, _REASONS["computed"].format(name=name)))
+            yield _note(use, _REASONS["computed"].format(name=name))
         elif use.how == "read" and inner.partition(".")[0] in _OWN:
-            yield Judged(Note("image.shadowing", use.line, f"`{name}` reaches into the module itself."))
+            yield Note("image.shadowing", use.line, f"`{name}` reaches into the module itself.")
         elif use.how == "read" and (name in self._rules.opaque or inner in self._rules.opaque):
-            yield Judged(_note(use, f"`{name}` is passed on as a value; what is used of it can't be told."))
+            yield _note(use, f"`{name}` is passed on as a value; what is used of it can't be told.")
 
-    def _write(self, use: Use, name: str) -> Iterator[Judged]:
+    def _write(self, use: Use, name: str) -> Iterator[Note]:
         top = name.partition(".")[0]
-        shadowing = Note("image.shadowing", use.line, f"`{name}` is assigned to.")
-        if top in _OWN or top == "builtins" or name.startswith("sys.modules"):
-            yield Judged(shadowing)
-        elif top in sys.stdlib_module_names and not self._may_write(name):
-            yield Judged(shadowing, grave=False)
+        grave = top in _OWN or top == "builtins" or name.startswith("sys.modules")
+        if grave or (top in sys.stdlib_module_names and not self._may_write(name)):
+            yield Note("image.shadowing", use.line, f"`{name}` is assigned to.", grave)
 
     def _may_write(self, name: str) -> bool:
         return any(name == open_ or name.startswith(open_ + ".") for open_ in self._rules.writable)

@@ -8,11 +8,14 @@ from typing import Final
 
 from rapha.runtime.scan.fold import fold
 
-PLAIN_BUILTINS: Final = frozenset({"getattr", "hasattr", "setattr", "delattr", "vars", "globals", "locals"})
+PLAIN_BUILTINS: Final = frozenset(
+    {"getattr", "hasattr", "setattr", "delattr", "vars", "globals", "locals", "type"}
+)
 """Built-in functions that are harmless as such, and by which others can be reached."""
 IMPORTERS: Final = frozenset({"builtins.__import__", "importlib.import_module", "importlib.__import__"})
 _MAX_NAMES: Final = 16
 _MAX_DEPTH: Final = 64
+_MAX_ROUNDS: Final = 12
 
 
 class Names:
@@ -30,6 +33,7 @@ class Names:
         self.stars: list[str] = []
         self.overfull: dict[str, int] = {}
         self._builtins = builtins
+        self._watched = builtins | PLAIN_BUILTINS | {"__builtins__", "__path__"}
         self._local = local
 
     def alias(self, name: str, stands_for: str, line: int) -> None:
@@ -44,24 +48,34 @@ class Names:
 
     def follow(self, nodes: Iterable[ast.AST]) -> None:
         """`s = os` and the like make `s` another name; loops are cut by the number of rounds."""
-        pairs = [pair for node in nodes for pair in _bindings(node)]
-        for _ in range(4):
+        pairs = [pair for node in nodes if type(node) in _BINDING for pair in _bindings(node)]
+        for _ in range(_MAX_ROUNDS):
             before = sum(map(len, self.aliases.values()))
             for target, value in pairs:
                 for name in self.dotted(value):
                     self.alias(target, name, value.lineno)
             if before == sum(map(len, self.aliases.values())):
                 return
+        self.overfull.setdefault(pairs[-1][0], pairs[-1][1].lineno)
 
     def dotted(self, node: ast.expr, depth: int = 0) -> list[str]:
         """The dotted names that an expression may stand for, as far as its text says."""
         attributes: list[str] = []
-        while isinstance(node, ast.Attribute):
+        while type(node) is ast.Attribute:
             attributes.append(node.attr)
             node = node.value
+        # Most names stand for nothing of interest: that is told before anything is put together.
+        if type(node) is ast.Name and not self.may_name(node.id):
+            return []
         roots = self._root(node, depth) if depth < _MAX_DEPTH else []
+        if not attributes:
+            return roots
         tail = "".join("." + name for name in reversed(attributes))
         return [root + tail for root in roots]
+
+    def may_name(self, name: str) -> bool:
+        """Whether a bare name can stand for anything here."""
+        return name in self.aliases or name in self._watched or bool(self.stars)
 
     def _root(self, node: ast.expr, depth: int) -> list[str]:
         match node:
@@ -103,6 +117,8 @@ class Names:
             return [] if name is None else [name if whole else name.partition(".")[0]]
         if function == "builtins.getattr" and rest and (name := fold(rest[0])) is not None:
             return [f"{base}.{name}" for base in self.dotted(first, depth)]
+        if function == "builtins.type" and not rest:
+            return [f"{base}.__class__" for base in self.dotted(first, depth)]
         if function == "builtins.vars":
             return [f"{base}.__dict__" for base in self.dotted(first, depth)]
         return []
@@ -124,6 +140,9 @@ class Names:
         return found
 
 
+_BINDING: Final = frozenset({ast.Assign, ast.AnnAssign, ast.NamedExpr, ast.For, ast.comprehension, ast.Match})
+
+
 def _bindings(node: ast.AST) -> list[tuple[str, ast.expr]]:
     match node:
         case ast.Assign(targets=targets, value=value):
@@ -132,6 +151,13 @@ def _bindings(node: ast.AST) -> list[tuple[str, ast.expr]]:
             return [(name, value)]
         case ast.NamedExpr(target=ast.Name(id=name), value=value):
             return [(name, value)]
+        case ast.For(target=target, iter=ast.List(elts=items) | ast.Tuple(elts=items)):
+            return [pair for item in items for pair in _paired(target, item)]
+        case ast.comprehension(target=target, iter=ast.List(elts=items) | ast.Tuple(elts=items)):
+            return [pair for item in items for pair in _paired(target, item)]
+        case ast.Match(subject=subject, cases=cases):
+            patterns = (case.pattern for case in cases)
+            return [(p.name, subject) for p in patterns if isinstance(p, ast.MatchAs) and p.name]
     return []
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Final, Literal
 
-from rapha.runtime.image import Image
+from rapha.runtime.image.model import File, Image
 from rapha.spec.base import Model
 from rapha.spec.refusals import REGISTRY
 
-SCANNER_VERSION: Final = "1"
+SCANNER_VERSION: Final = "2"
+MAX_REASON: Final = 400
 Severity = Literal["refuse", "warn", "info"]
 _LEVELS: Final[dict[Severity, str]] = {"refuse": "error", "warn": "warning", "info": "note"}
 
@@ -47,6 +48,16 @@ class ScanReport(Model):
     findings: tuple[Finding, ...]
     scanner_version: str
     files: int
+
+
+def writable(text: str) -> str:
+    """`text` without lone surrogates, which no UTF-8 can hold."""
+    return text.encode("utf-8", errors="backslashreplace").decode()
+
+
+def quotable(text: str) -> str:
+    """`text` as a reason can hold it: reasons quote the image's code, whatever its length."""
+    return writable(text[:MAX_REASON])[:MAX_REASON]
 
 
 def refusals(report: ScanReport) -> tuple[Finding, ...]:
@@ -94,16 +105,24 @@ def _result(finding: Finding, index: int) -> dict[str, Any]:
     return result
 
 
+def _sha256(file: File) -> str:
+    found = hashlib.sha256()
+    with file.open() as opened:
+        while part := opened.read(1024 * 1024):
+            found.update(part)
+    return found.hexdigest()
+
+
 def sbom(image: Image) -> dict[str, Any]:
     """The image's files with their SHA-256, as a CycloneDX 1.6 bill of materials without a clock."""
     components = [
         {
             "type": "file",
-            "bom-ref": f"file:{path}",
-            "name": path,
-            "hashes": [{"alg": "SHA-256", "content": hashlib.sha256(data).hexdigest()}],
+            "bom-ref": f"file:{writable(path)}",
+            "name": writable(path),
+            "hashes": [{"alg": "SHA-256", "content": _sha256(file)}],
         }
-        for path, data in image.files.items()
+        for path, file in image.files.items()
     ]
     subject = {
         "type": "container",

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class RuleSet:
     """What is looked for; `rules.yaml` says what each part means.
 
@@ -20,6 +20,10 @@ class RuleSet:
         version: names the table in reports and receipts.
         names: refusal code by dotted name; None where the name is allowed.
         builtins: the names of built-in functions among them.
+        slight: entries of `names` that warn even where they are reached.
+        methods: members of watched modules that are told by their name alone behind a computed lookup.
+        pickle_data: globals that a pickle may import, as `module.name`.
+        symbols: refusal code by dynamic symbol of native code.
     """
 
     version: str
@@ -29,6 +33,10 @@ class RuleSet:
     opaque: frozenset[str]
     attributes: Mapping[str, str]
     keywords: Mapping[str, bool]
+    slight: frozenset[str]
+    methods: frozenset[str]
+    pickle_data: frozenset[str]
+    symbols: Mapping[str, str]
     writable: frozenset[str]
     protected: frozenset[str]
     shell_network: frozenset[str]
@@ -75,6 +83,10 @@ def parse_rules(table: Mapping[str, Any]) -> RuleSet:
         opaque=frozenset(table["opaque"]),
         attributes={name: code for code, listed in table["attributes"].items() for name in listed},
         keywords=table["keywords"],
+        slight=frozenset(table["slight"]),
+        methods=frozenset(table["methods"]),
+        pickle_data=frozenset(table["pickle_data"]),
+        symbols={symbol: code for code, listed in table["symbols"].items() for symbol in listed},
         writable=frozenset(table["writable"]),
         protected=frozenset(table["protected"]),
         shell_network=frozenset(table["shell_network"]),

@@ -26,8 +26,10 @@ def rebound(tree: ast.Module, nodes: list[ast.AST], names: frozenset[str]) -> fr
     Reference 4.2.2), and one bound by a top-level statement is bound for what stands after it,
     unless it is deleted. A `global` or `nonlocal` declaration of one of them ends that reasoning.
     """
-    shared = {name for node in nodes if isinstance(node, ast.Global | ast.Nonlocal) for name in node.names}
-    if shared & names or not any(_binds(node) & names for node in nodes):
+    binding = [n for n in nodes if type(n) in _BINDERS and (type(n) is not ast.Name or n.id in names)]
+    if not any(_binds(node) & names for node in binding):
+        return frozenset()
+    if any(isinstance(n, ast.Global | ast.Nonlocal) and names.intersection(n.names) for n in nodes):
         return frozenset()
     found: set[int] = set()
     for node in nodes:
@@ -43,9 +45,16 @@ def rebound(tree: ast.Module, nodes: list[ast.AST], names: frozenset[str]) -> fr
     return frozenset(found)
 
 
+_BINDERS: Final = frozenset(
+    {ast.Name, ast.arg, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.alias}
+)
+
+
 def _binds(node: ast.AST) -> set[str]:
+    if type(node) is ast.Name:
+        return {node.id} if type(node.ctx) is ast.Store else set()
     match node:
-        case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
+        case ast.arg(arg=name):
             return {name}
         case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
             return {name}

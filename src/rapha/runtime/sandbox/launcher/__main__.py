@@ -22,7 +22,7 @@ def main() -> int:
 
 def _carry_out(told: order.Order) -> order.Report:
     system.prctl(system.PR_SET_CHILD_SUBREAPER, 1)
-    group = cgroup.make(told.memory_bytes, told.processes + enter.BOOKKEEPERS)
+    group = cgroup.make(told.memory_bytes, enter.tasks(told))
     try:
         if not tree.can_walk():
             raise stage.StageError("this kernel does not list children in /proc (CONFIG_PROC_CHILDREN)")
@@ -35,7 +35,10 @@ def _carry_out(told: order.Order) -> order.Report:
             group.remove()
     if report.ending != "exited" or told.out < 0:
         return report
-    outputs, anomalies = collect.collect(staged.out, told.out, told.max_files, told.out_bytes)
+    try:
+        outputs, anomalies = collect.collect(staged.out, told.out, told.max_files, told.out_bytes)
+    except collect.NoRoomError as error:
+        return report._replace(no_room=str(error))
     return report._replace(outputs=outputs, anomalies=anomalies)
 
 

@@ -5,10 +5,13 @@ Read through openat2 rules, on a tmpfs that nothing but the launcher can reach a
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import re
 import stat
+from collections.abc import Iterator
 from typing import Any, Final
 
 from rapha.runtime.sandbox.launcher import system
@@ -26,6 +29,13 @@ _KINDS: Final = {
 }
 
 
+_NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+
+
+class NoRoomError(Exception):
+    """The host's disk does not take the copies; that is no fault of the job, and nothing of them is kept."""
+
+
 class _AnomalyError(Exception):
     """A reason not to copy; the text follows the file's name."""
 
@@ -36,6 +46,9 @@ def collect(folder: str, dest: int, max_files: int, max_bytes: int) -> tuple[lis
     Returns:
         `[name, size, sha256]` of each copy, and one line for each thing not copied. With more than
         `max_files` entries nothing is copied.
+
+    Raises:
+        NoRoomError: the host's disk is full, or fails.
     """
     source = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -51,6 +64,10 @@ def collect(folder: str, dest: int, max_files: int, max_bytes: int) -> tuple[lis
             except _AnomalyError as anomaly:
                 anomalies.append(f"{_shown(name)}: {anomaly}")
                 continue
+            except NoRoomError:
+                for copied, *_ in outputs:
+                    os.unlink(copied, dir_fd=dest)
+                raise
             left -= size
             outputs.append([name, size, digest])
         return outputs, anomalies
@@ -105,7 +122,8 @@ def _open_plain(source: int, name: str) -> int:
 def _write(fd: int, size: int, dest: int, name: str) -> str:
     """Copy `size` bytes and return their SHA-256; what was half written is removed."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    copy = os.open(name, flags, 0o600, dir_fd=dest)
+    with _room():
+        copy = os.open(name, flags, 0o600, dir_fd=dest)
     digest, left = hashlib.sha256(), size
     try:
         while left:
@@ -114,11 +132,23 @@ def _write(fd: int, size: int, dest: int, name: str) -> str:
                 raise _AnomalyError("shorter than its size")
             digest.update(chunk)
             left -= len(chunk)
-            while chunk:
-                chunk = chunk[os.write(copy, chunk) :]
-    except (OSError, _AnomalyError):
+            with _room():
+                while chunk:
+                    chunk = chunk[os.write(copy, chunk) :]
+    except (OSError, _AnomalyError, NoRoomError):
         os.unlink(name, dir_fd=dest)
         raise
     finally:
         os.close(copy)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _room() -> Iterator[None]:
+    """Around what is done to the host's disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise NoRoomError(error.strerror) from None
+        raise

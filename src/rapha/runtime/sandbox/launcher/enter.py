@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import resource
 import signal
+import socket
 from typing import Final, NamedTuple, NoReturn
 
-from rapha.runtime.sandbox.launcher import system
+from rapha.runtime.sandbox.launcher import interpreter, landlock, lock, masks, oci, system
 from rapha.runtime.sandbox.launcher.cgroup import Group
 from rapha.runtime.sandbox.launcher.order import Order
-from rapha.runtime.sandbox.launcher.stage import Stage
+from rapha.runtime.sandbox.launcher.rootfs import DEVICES
+from rapha.runtime.sandbox.launcher.stage import INSIDE_ID, Stage
 
-INSIDE_ID: Final = 65534
-_ARGS_FD, _SECCOMP_FD, _STATUS_FD = 10, 11, 12
-"""Above what a job expects to find open; bubblewrap closes all three before it starts the command."""
+_ARGS_FD, _SECCOMP_FD, _STATUS_FD, _HOLD_FD = 10, 11, 12, 13
+"""Above what a job expects to find open; bubblewrap closes all four before it starts the command."""
+_COMMAND_FD, _LOCK_FD, _TCP_FD = 14, 15, 16
+"""For `lock`, which closes them before it becomes the command."""
+_USERNS_FD: Final = 16
+"""For this child alone."""
 _HIGH: Final = 64
-_DEVICES: Final = ("null", "full", "random", "urandom")
-"""No `zero`: a shared mapping of it is memory that no supervisor can count. No terminal."""
-_MASKED: Final = (
-    "cmdline", "config.gz", "consoles", "diskstats", "interrupts", "iomem", "ioports", "kallsyms",
-    "key-users", "keys", "kmsg", "kpagecgroup", "kpagecount", "kpageflags", "latency_stats", "loadavg",
-    "locks", "mdstat", "modules", "partitions", "pagetypeinfo", "sched_debug", "schedstat", "slabinfo",
-    "softirqs", "swaps", "timer_list", "version_signature", "vmallocinfo", "zoneinfo",
-)  # fmt: skip
-_MASKED_FOLDERS: Final = ("acpi", "asound", "bus", "driver", "fs", "irq", "pressure", "scsi", "tty")
-"""What /proc says about the host and its other processes, and the kernel's doors to its drivers."""
-BOOKKEEPERS: Final = 2
+_BOOKKEEPERS: Final = 2
 """bubblewrap's monitor and its init are tasks of the sandbox too."""
+_GVISOR_TASKS: Final = 128
+"""Threads of gVisor's own processes. It has one more for each of the job's, and one that waits on it."""
 
 
 class Pipes(NamedTuple):
@@ -37,6 +35,13 @@ class Pipes(NamedTuple):
     stdout: int
     stderr: int
     status: int
+    report: int
+    """For what stands between bubblewrap and the command."""
+
+
+def tasks(order: Order) -> int:
+    """How many tasks of the host the sandbox may have."""
+    return _BOOKKEEPERS + (2 * order.processes + _GVISOR_TASKS if order.runsc else order.processes)
 
 
 def exec_bubblewrap(order: Order, stage: Stage, group: Group | None, pipes: Pipes, launcher: int) -> NoReturn:
@@ -51,9 +56,15 @@ def exec_bubblewrap(order: Order, stage: Stage, group: Group | None, pipes: Pipe
         arguments = _descriptors(order, stage, pipes)
         _limits(order)
         if stage.uid is not None:
+            for fd in (1, 2):  # so that the job may also open them as /dev/stdout and /dev/stderr
+                os.fchown(fd, stage.uid, stage.uid)
             os.setgroups([])
-            os.setresgid(stage.uid, stage.uid, stage.uid)
-            os.setresuid(stage.uid, stage.uid, stage.uid)
+        if stage.userns >= 0:
+            system.setns(_USERNS_FD, system.CLONE_NEWUSER)
+            os.close(_USERNS_FD)
+            _become(0)
+        elif stage.uid is not None:
+            _become(stage.uid)
         # After the change of uid, which clears it; and then ask whether the launcher died before it was set.
         system.prctl(system.PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != launcher:
@@ -63,6 +74,11 @@ def exec_bubblewrap(order: Order, stage: Stage, group: Group | None, pipes: Pipe
     except Exception as error:  # noqa: BLE001  this is the child: it may only report and exit
         os.write(2, f"launcher: {error!r}\n".encode())
     os._exit(1)
+
+
+def _become(uid: int) -> None:
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
 
 
 def _prefer_for_oom() -> None:
@@ -76,12 +92,24 @@ def _descriptors(order: Order, stage: Stage, pipes: Pipes) -> list[str]:
     """Arrange descriptors, close all others, and return bubblewrap's command line."""
     devnull = os.open("/dev/null", os.O_RDONLY)
     wanted = {0: devnull, 1: pipes.stdout, 2: pipes.stderr, _STATUS_FD: pipes.status}
-    wanted |= {
-        _ARGS_FD: _memory(_arguments(order, stage)),
-        _SECCOMP_FD: _memory(bytes.fromhex(order.seccomp)),
-    }
+    options = oci.fence(stage) if order.runsc else _walls(order, stage)
+    options += ["--json-status-fd", str(_STATUS_FD)]
+    if order.hold >= 0:
+        wanted[_HOLD_FD] = order.hold
+        options += ["--sync-fd", str(_HOLD_FD)]
     if order.broker >= 0:
-        wanted[3] = order.broker
+        wanted[0 if order.runsc else 3] = order.broker  # gVisor hands on the first three alone
+    if order.runsc:
+        wanted[oci.LOG_FD], wanted[_USERNS_FD] = pipes.report, stage.userns
+    else:
+        wanted[_SECCOMP_FD] = _memory(bytes.fromhex(order.seccomp))
+        wanted[_LOCK_FD] = pipes.report
+        tcp = _tcp_socket() if landlock.rights(stage.landlock).tcp else -1
+        if tcp >= 0:
+            wanted[_TCP_FD] = tcp
+        wanted[_COMMAND_FD] = _memory(lock.encode(stage.landlock, order.argv, order.env))
+    # By descriptor and not as arguments: /proc/1/cmdline is the job's to read.
+    wanted[_ARGS_FD] = _memory(b"".join(os.fsencode(option) + b"\0" for option in options))
     # First all out of the way, so that no placement overwrites a descriptor that is still to be placed.
     moved = {place: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH) for place, fd in wanted.items()}
     for place, fd in moved.items():
@@ -92,7 +120,22 @@ def _descriptors(order: Order, stage: Stage, pipes: Pipes) -> list[str]:
             os.closerange(first, place)
         first = place + 1
     os.closerange(first, _max_fd())
-    return ["bwrap", "--args", str(_ARGS_FD), "--", *order.argv]
+    command = oci.command(order) if order.runsc else _lock(wanted)
+    return ["bwrap", "--args", str(_ARGS_FD), "--", *command]
+
+
+def _tcp_socket() -> int:
+    """For `lock` to see TCP denied; -1 where the kernel has none."""
+    try:
+        return socket.socket(socket.AF_INET).detach()
+    except OSError as error:
+        if error.errno == errno.EAFNOSUPPORT:
+            return -1
+        raise
+
+
+def _lock(wanted: dict[int, int]) -> list[str]:
+    return interpreter.command(_COMMAND_FD, _LOCK_FD, _TCP_FD if _TCP_FD in wanted else -1)
 
 
 def _max_fd() -> int:
@@ -106,8 +149,8 @@ def _memory(content: bytes) -> int:
     return fd
 
 
-def _arguments(order: Order, stage: Stage) -> bytes:
-    """bubblewrap's options, NUL-separated: sent by descriptor, since /proc/1/cmdline is the job's to read."""
+def _walls(order: Order, stage: Stage) -> list[str]:
+    """bubblewrap's options where it is the wall itself."""
     identity = str(INSIDE_ID)
     arguments = ["--unshare-user", "--uid", identity, "--gid", identity]
     arguments += ["--disable-userns", "--assert-userns-disabled"]
@@ -121,34 +164,26 @@ def _arguments(order: Order, stage: Stage) -> bytes:
         "ALL",
         "--clearenv",
     ]
-    for name, value in order.env.items():
-        arguments += ["--setenv", name, value]
-    for (_, dest), staged in zip(order.mounts, stage.sources, strict=True):
-        arguments += ["--ro-bind", staged, dest]
-    arguments += ["--proc", "/proc"]
-    for names, cover in ((_MASKED, "/dev/null"), (_MASKED_FOLDERS, stage.empty)):
-        for name in names:
-            if os.path.exists(f"/proc/{name}"):  # noqa: PTH110
-                arguments += ["--ro-bind", cover, f"/proc/{name}"]
-    for name in _DEVICES:
+    arguments += ["--setenv", "LC_ALL", "C"]  # the locale that is no file, and so no file of the root
+    arguments += ["--ro-bind", stage.root, "/", "--proc", "/proc"]
+    arguments += masks.arguments(stage.empty, stage.facades)
+    for name in DEVICES:
         arguments += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
-    for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
-        arguments += ["--symlink", f"/proc/self/fd{target}", f"/dev/{name}"]
     for staged, dest in ((stage.tmp, "/tmp"), (stage.shm, "/dev/shm"), (stage.out, "/rapha/out")):  # noqa: S108
         arguments += ["--bind", staged, dest]
-    # The root is a tmpfs without a cap: nothing may be written to it.
-    arguments += ["--remount-ro", "/", "--chdir", order.cwd]
-    arguments += ["--seccomp", str(_SECCOMP_FD), "--json-status-fd", str(_STATUS_FD)]
-    return b"".join(os.fsencode(argument) + b"\0" for argument in arguments)
+    return [*arguments, "--chdir", order.cwd, "--seccomp", str(_SECCOMP_FD)]
 
 
 def _limits(order: Order) -> None:
     """Lower soft and hard limits; the sum over the tree is the supervisor's."""
+    files, size = order.open_files, max(order.out_bytes, order.tmp_bytes)
+    if order.runsc:  # whose memory is one file, and whose files are those of all processes inside
+        files = size = resource.RLIM_INFINITY
     wanted = (
         (resource.RLIMIT_CPU, order.cpu_s + 1),
-        (resource.RLIMIT_NOFILE, order.open_files),
-        (resource.RLIMIT_NPROC, order.processes + BOOKKEEPERS),
-        (resource.RLIMIT_FSIZE, max(order.out_bytes, order.tmp_bytes)),
+        (resource.RLIMIT_NOFILE, files),
+        (resource.RLIMIT_NPROC, tasks(order)),
+        (resource.RLIMIT_FSIZE, size),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 64 << 10),
         (resource.RLIMIT_MSGQUEUE, 0),
@@ -158,5 +193,5 @@ def _limits(order: Order) -> None:
     )
     for kind, value in wanted:
         hard = resource.getrlimit(kind)[1]
-        limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        limit = min((n for n in (value, hard) if n != resource.RLIM_INFINITY), default=value)
         resource.setrlimit(kind, (limit, limit))

@@ -17,16 +17,21 @@ class Order(NamedTuple):
     cwd: str
     mounts: list[list[str]]
     """[source, dest], later ones over earlier ones; an empty source is an empty directory."""
+    root: str
+    """A directory that becomes `/`, or empty."""
     bwrap: str
     libraries: str
     """A directory of bwrap's own shared libraries, or empty."""
     seccomp: str
-    """The filter, in hex."""
+    """The filter, in hex; with `runsc`, the JSON of the OCI spec's section."""
+    runsc: list[str]
+    """gVisor's program and its flags, which bubblewrap then only fences; empty for bubblewrap's own walls."""
     parent: int
     control: int
     out: int
     log: int
     broker: int
+    hold: int
     terminal: bool
     max_files: int
     wall_s: float
@@ -52,6 +57,8 @@ class Report(NamedTuple):
     outputs: list[list[Any]]
     """[name, size, sha256] of each file."""
     detail: str
+    no_room: str = ""
+    """Why the host's disk did not take the outputs; empty if it did."""
 
 
 def encode(message: Order | Report) -> bytes:

@@ -10,8 +10,9 @@ import errno
 import os
 from typing import Final, NamedTuple
 
-from rapha.runtime.sandbox.launcher import system
+from rapha.runtime.sandbox.launcher import interpreter, landlock, masks, oci, system
 from rapha.runtime.sandbox.launcher.order import Order
+from rapha.runtime.sandbox.launcher.rootfs import Root
 
 ROOT: Final = "/tmp"  # noqa: S108  covered by a tmpfs that only this namespace sees; bubblewrap needs it to exist
 _QUIET: Final = system.MS_NOSUID | system.MS_NODEV
@@ -19,7 +20,10 @@ _INODE_BYTES: Final = 4096
 """One inode for each page of a tmpfs, so that empty files are no way around its size."""
 _SPARE_UIDS: Final = 1_879_048_192
 """No distribution and no manager of containers hands out uids from here on (systemd's table of UIDs)."""
+_JOB_UIDS: Final = 1 << 22
+"""How far above its sandbox's uid a job's own lies where it has one; no pid is larger."""
 _NOBODY: Final = 65534
+INSIDE_ID: Final = 65534
 _UID_MAP: Final = "/proc/self/uid_map"
 
 
@@ -30,15 +34,25 @@ class StageError(Exception):
 class Stage(NamedTuple):
     """Where things lie in the launcher's namespace."""
 
-    sources: list[str]
+    root: str
+    """What becomes `/`, with every source at its place."""
     bwrap: str
     libraries: str
+    runsc: str
+    bundle: str
+    """The directory of gVisor's OCI spec; empty for bubblewrap's own walls, as `runsc` is."""
     out: str
     tmp: str
     shm: str
     empty: str
+    facades: dict[str, str]
+    """By name in /proc, what stands there instead of the host's."""
     uid: int | None
     """What bubblewrap runs as; None where the launcher has no right to change it."""
+    userns: int
+    """A user namespace for bubblewrap to start in, -1 to make its own."""
+    landlock: int
+    """The kernel's ABI; 0 where there is none."""
     walls: dict[str, str]
 
 
@@ -50,25 +64,96 @@ def build(order: Order) -> Stage:
     """
     uid, walls = _enter_namespace()
     try:
-        opened = [_open(source) if source else -1 for source, _ in order.mounts]
-        programs = [_open(order.bwrap), _open(order.libraries) if order.libraries else -1]
-        owners = -1 if uid is None else _owners_as(uid)
+        runner = [] if order.runsc else interpreter.parts()
+        loader = b"" if order.runsc else interpreter.loader()
+        mounts = [*order.mounts, *runner]
+        opened = [(_open(source) if source else -1, dest) for source, dest in mounts]
+        image = _open(order.root) if order.root else -1
+        programs = [_open(path) if path else -1 for path in (order.bwrap, order.libraries, *order.runsc[:1])]
+        job = _identity(order, uid)
+        owners = -1 if uid is None else _userns(*[f"0 {job.files} 1"] * 2)
         system.mount("none", "/", "", system.MS_REC | system.MS_PRIVATE)
-        system.mount("rapha", ROOT, "tmpfs", _QUIET, "mode=0755,size=1m,nr_inodes=8192")
-        bwrap, libraries = (_bind(fd, f"{ROOT}/program{n}", owners) for n, fd in enumerate(programs))
+        system.mount("rapha", ROOT, "tmpfs", _QUIET, "mode=0755,size=4m,nr_inodes=16384")
+        places = [_bind(fd, f"{ROOT}/program{n}", owners) for n, fd in enumerate(programs)]
+        if loader:
+            opened.append((_open(_file("loader", loader)), interpreter.LOADER))
         return Stage(
-            sources=[_bind(fd, f"{ROOT}/source{n}", owners) for n, fd in enumerate(opened)],
-            bwrap=bwrap,
-            libraries=libraries if order.libraries else "",
-            out=_tmpfs("out", order.out_bytes, uid, system.MS_NOEXEC),
-            tmp=_tmpfs("tmp", order.tmp_bytes, uid, 0),
-            shm=_tmpfs("shm", order.tmp_bytes, uid, 0),
+            root=_root(image, opened, order.cwd, owners),
+            bwrap=places[0],
+            libraries=places[1] if order.libraries else "",
+            runsc=places[2] if order.runsc else "",
+            bundle=_bundle(order, job.inside) if order.runsc else "",
+            out=_tmpfs("out", order.out_bytes, job.files, system.MS_NOEXEC),
+            tmp=_tmpfs("tmp", order.tmp_bytes, job.files, 0),
+            shm=_tmpfs("shm", order.tmp_bytes, job.files, 0),
             empty=_bind(-1, f"{ROOT}/empty"),
+            facades={name: _file(name, text) for name, text in masks.facades(order.memory_bytes).items()},
             uid=uid,
-            walls=walls,
+            userns=job.userns,
+            landlock=landlock.abi(),
+            walls=walls | ({"job_uid": str(job.inside)} if order.runsc else {}),
         )
     except OSError as error:
         raise StageError(f"staging: {error.strerror}: {error.filename}") from None
+    except interpreter.LayoutError as error:
+        raise StageError(str(error)) from None
+
+
+class _Identity(NamedTuple):
+    """`files`: who owns what the job may write, here; `inside`: whom the job sees itself as."""
+
+    files: int
+    inside: int
+    userns: int = -1
+
+
+def _identity(order: Order, uid: int | None) -> _Identity:
+    """With gVisor, the sandbox's uid is root in a user namespace that maps one more uid, the job's.
+
+    Where only one can be mapped (a node that is not root), files that are its own are root's inside, and the
+    job is root without a capability: nothing it could do with the name.
+    """
+    outer = os.geteuid() if uid is None else uid
+    if not order.runsc:
+        return _Identity(outer, INSIDE_ID)
+    job = outer + _JOB_UIDS
+    if uid is None or not _mapped(job):
+        return _Identity(outer, 0, _userns(f"0 {outer} 1", f"0 {_group(outer)} 1"))
+    return _Identity(job, INSIDE_ID, _userns(*[f"0 {outer} 1\n{INSIDE_ID} {job} 1"] * 2))
+
+
+def _group(uid: int) -> int:
+    """The gid that goes with `uid`: the same number, but for the node's own."""
+    return os.getegid() if uid == os.geteuid() else uid
+
+
+def _root(image: int, opened: list[tuple[int, str]], cwd: str, owners: int) -> str:
+    root = Root(_bind(image, f"{ROOT}/root", owners))
+    try:
+        root.furnish(image >= 0)
+        for fd, dest in opened:
+            folder = fd < 0 or os.path.isdir(f"/proc/self/fd/{fd}")  # noqa: PTH112
+            _attach(fd, root.place(dest[1:], folder), owners)
+        root.need_folder(cwd)  # here, since gVisor says nothing of what it lacks
+    finally:
+        root.close()
+    return root.path
+
+
+def _file(name: str, content: bytes) -> str:
+    target = f"{ROOT}/{name}"
+    with open(target, "xb") as file:  # noqa: PTH123
+        os.fchmod(file.fileno(), 0o555)
+        file.write(content)
+    return target
+
+
+def _bundle(order: Order, inside: int) -> str:
+    target = f"{ROOT}/bundle"
+    os.mkdir(target, 0o755)  # noqa: PTH102
+    with open(f"{target}/config.json", "xb") as file:  # noqa: PTH123
+        file.write(oci.config(order, inside))
+    return target
 
 
 def _enter_namespace() -> tuple[int | None, dict[str, str]]:
@@ -94,12 +179,16 @@ def _spare_uid() -> int:
     RLIMIT_NPROC count this one alone.
     """
     wanted = _SPARE_UIDS + os.getpid()
-    with open(_UID_MAP, encoding="ascii") as table:  # noqa: PTH123  pathlib takes 10 ms to import
-        ranges = [tuple(map(int, line.split())) for line in table]
     for uid in (wanted, _NOBODY):
-        if any(first <= uid < first + count for first, _, count in ranges):
+        if _mapped(uid):
             return uid
     raise StageError("this user namespace maps no unprivileged uid: map 65534, or do not run as root")
+
+
+def _mapped(uid: int) -> bool:
+    with open(_UID_MAP, encoding="ascii") as table:  # noqa: PTH123  pathlib takes 10 ms to import
+        ranges = [tuple(map(int, line.split())) for line in table]
+    return any(first <= uid < first + count for first, _, count in ranges)
 
 
 def _write(path: str, text: str) -> None:
@@ -115,14 +204,21 @@ def _open(source: str) -> int:
 
 
 def _bind(fd: int, target: str, owners: int = -1) -> str:
-    """Show what `fd` names read-only at `target`, without mounts below it; -1 is an empty directory."""
-    if fd < 0:
-        os.mkdir(target, 0o555)  # noqa: PTH102
-        return target
-    if os.path.isdir(f"/proc/self/fd/{fd}"):  # noqa: PTH112
-        os.mkdir(target, 0o555)  # noqa: PTH102
+    """`_attach` at `target`, which is made."""
+    if fd < 0 or os.path.isdir(f"/proc/self/fd/{fd}"):  # noqa: PTH112
+        os.mkdir(target, 0o755)  # noqa: PTH102
     else:
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o444))
+    if fd >= 0:
+        _attach(fd, target, owners)
+    return target
+
+
+def _attach(fd: int, target: str, owners: int) -> None:
+    """Show what `fd` names read-only at `target`, without mounts below it; -1 is an empty directory."""
+    if fd < 0:
+        system.mount("rapha", target, "tmpfs", _QUIET, "mode=0555,size=4k,nr_inodes=2")
+        return
     name = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115
     tree = system.clone_mount(fd, name)
     try:
@@ -134,13 +230,13 @@ def _bind(fd: int, target: str, owners: int = -1) -> str:
     system.attach_mount(tree, target)
     os.close(tree)
     os.close(fd)
-    return target
 
 
-def _owners_as(uid: int) -> int:
-    """A user namespace that shows root's files as `uid`'s, so that a 0700 folder of the node can be mounted.
+def _userns(uids: str, gids: str) -> int:
+    """A user namespace with these tables (user_namespaces(7)).
 
-    The mapping lives in the read-only mounts alone: outside them `uid` owns nothing.
+    Mounts take one, to show root's files as the job's, so that a 0700 folder of the node can be mounted. The
+    mapping lives in the read-only mounts alone: outside them the job's uid owns nothing.
     """
     ready, hold = os.pipe(), os.pipe()
     child = os.fork()
@@ -156,8 +252,8 @@ def _owners_as(uid: int) -> int:
         os.close(ready[1])
         if os.read(ready[0], 1) != b"+":
             raise StageError("namespaces: no user namespace could be made")
-        _write(f"/proc/{child}/uid_map", f"0 {uid} 1")
-        _write(f"/proc/{child}/gid_map", f"0 {uid} 1")
+        _write(f"/proc/{child}/uid_map", uids)
+        _write(f"/proc/{child}/gid_map", gids)
         return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         for fd in (ready[0], *hold):
@@ -165,11 +261,10 @@ def _owners_as(uid: int) -> int:
         os.waitpid(child, 0)
 
 
-def _tmpfs(name: str, size: int, uid: int | None, flags: int) -> str:
+def _tmpfs(name: str, size: int, uid: int, flags: int) -> str:
     target = f"{ROOT}/{name}"
     os.mkdir(target, 0o700)  # noqa: PTH102
-    owner, group = (os.geteuid(), os.getegid()) if uid is None else (uid, uid)
     inodes = max(64, size // _INODE_BYTES)
-    options = f"mode=0700,uid={owner},gid={group},size={size},nr_inodes={inodes}"
+    options = f"mode=0700,uid={uid},gid={_group(uid)},size={size},nr_inodes={inodes}"
     system.mount("rapha", target, "tmpfs", _QUIET | flags, options)
     return target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import resource
@@ -10,7 +11,7 @@ import signal
 import time
 from typing import Final
 
-from rapha.runtime.sandbox.launcher import observe, tree
+from rapha.runtime.sandbox.launcher import landlock, lock, observe, sentry, tree
 from rapha.runtime.sandbox.launcher.cgroup import Group
 from rapha.runtime.sandbox.launcher.enter import Pipes, exec_bubblewrap
 from rapha.runtime.sandbox.launcher.order import Order, Report
@@ -26,10 +27,14 @@ _BUSY_SHARE: Final = 4
 _DEATH_S: Final = 10.0
 _CHUNK: Final = 1 << 16
 _DETAIL: Final = 2000
+_STATUS, _REPORT = 0, -1
+_STREAMS: Final = (1, 2, _STATUS, _REPORT)
+"""What comes through each pipe of `Pipes`."""
 _EXIT_CODES: Final = {"timeout": 124, "memory": 137, "killed": 137}
 _NOT_BUILT, _NOT_EXECUTED = 125, 127
-_CONTROLS: Final = bytes({*range(32), 127} - {*b"\n\r\t"})
-"""What a terminal would obey; the job's words may not drive the terminal of who runs it."""
+_CONTROLS: Final = dict.fromkeys({*range(32), *range(127, 160)} - {*b"\n\r\t"})
+"""What a terminal would obey, the 8-bit forms (C1) among it; the job's words may not drive the terminal of
+who runs it."""
 _SIGNALLED: Final = 128
 _CPU_SIGNALS: Final = (_SIGNALLED + signal.SIGKILL, _SIGNALLED + signal.SIGXCPU)
 
@@ -43,6 +48,7 @@ class Sink:
 
     def __init__(self, log: int, cap: int, terminal: bool) -> None:
         self._log, self._left, self._terminal = log, cap, terminal
+        self._decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in (1, 2)}
         self.head = b""
 
     def take(self, data: bytes, stream: int) -> None:
@@ -51,9 +57,14 @@ class Sink:
         if self._log >= 0:
             _write_all(self._log, kept)
         if self._terminal:
-            _write_all(stream, data.translate(None, _CONTROLS) if os.isatty(stream) else data)
+            _write_all(stream, self._harmless(data, stream) if os.isatty(stream) else data)
         if stream == 2 and len(self.head) < _DETAIL:
             self.head += data[: _DETAIL - len(self.head)]
+
+    def _harmless(self, data: bytes, stream: int) -> bytes:
+        """UTF-8 without controls. What is no UTF-8 becomes U+FFFD: alone, a byte of a character may be one of
+        them. A character that ends in the next chunk waits for it."""
+        return self._decoders[stream].decode(data).translate(_CONTROLS).encode()
 
 
 class Supervisor:
@@ -62,8 +73,9 @@ class Supervisor:
     def __init__(self, order: Order, stage: Stage, group: Group | None) -> None:
         self._order, self._stage, self._group = order, stage, group
         self._sink = Sink(order.log, order.log_bytes, order.terminal)
-        self._status = b""
+        self._status = self._reported = b""
         self._walls: dict[str, str] = {}
+        self._maps = tree.Maps()
         self._peak = 0
         self._streams: dict[int, int] = {}
         self._cpu_s = 0.0
@@ -89,14 +101,15 @@ class Supervisor:
         return self._report(ending, detail, time.monotonic() - started)
 
     def _fork(self) -> int:
-        (out_r, out_w), (err_r, err_w), (status_r, status_w) = os.pipe(), os.pipe(), os.pipe()
+        ends = [os.pipe() for _ in Pipes._fields]
+        pipes = Pipes(*(writer for _, writer in ends))
         launcher = os.getpid()
         child = os.fork()
         if child == 0:
-            exec_bubblewrap(self._order, self._stage, self._group, Pipes(out_w, err_w, status_w), launcher)
-        for fd in (out_w, err_w, status_w):
+            exec_bubblewrap(self._order, self._stage, self._group, pipes, launcher)
+        for fd in pipes:
             os.close(fd)
-        self._streams = {out_r: 1, err_r: 2, status_r: 0}
+        self._streams = dict(zip((reader for reader, _ in ends), _STREAMS, strict=True))
         return child
 
     def _watch(self, pidfd: int, started: float) -> str:
@@ -131,7 +144,7 @@ class Supervisor:
     def _passed_limit(self) -> str:
         pids = tree.descendants(os.getpid())
         held = sum(map(tree.tmpfs_bytes, (self._stage.out, self._stage.tmp, self._stage.shm)))
-        held += self._in_kernel()
+        held += sentry.memory_bytes(pids) if self._order.runsc else self._in_kernel(pids, held)
         use = tree.measure(pids, self._order.memory_bytes - held)
         self._peak = max(self._peak, use.memory_bytes + held)
         self._cpu_s = max(self._cpu_s, use.cpu_s)
@@ -141,16 +154,19 @@ class Supervisor:
             return "memory"
         return "timeout" if self._cpu_s > self._order.cpu_s else ""
 
-    def _in_kernel(self) -> int:
-        """Memory that no process maps and a cgroup would count: what sockets may hold."""
-        init = None if self._group else self._said("child-pid")
-        return tree.socket_bytes(init) if init else 0
+    def _in_kernel(self, pids: list[int], held: int) -> int:
+        """Memory that is in no process and a cgroup would count: what sockets may hold, and mappings."""
+        if self._group:
+            return 0
+        init = self._said("child-pid")
+        sockets = tree.socket_bytes(init) if init else 0
+        return sockets + self._maps.memory_bytes(pids, self._order.memory_bytes - held - sockets)
 
     def _observe(self) -> None:
         init = self._said("child-pid")
         if init and not self._walls:
             uid = os.geteuid() if self._stage.uid is None else self._stage.uid
-            self._walls = observe.walls(init, uid)
+            self._walls = sentry.walls(os.getpid(), uid) if self._order.runsc else observe.walls(init, uid)
 
     def _said(self, key: str) -> int | None:
         """A number that bubblewrap reported: JSON objects, one after another."""
@@ -167,11 +183,14 @@ class Supervisor:
 
     def _read(self, fd: int) -> bool:
         data = os.read(fd, _CHUNK)
-        if self._streams[fd]:
-            self._sink.take(data, self._streams[fd])
-        else:
-            self._status += data
-            self._observe()
+        match self._streams[fd]:
+            case stream if stream == _STATUS:
+                self._status += data
+                self._observe()
+            case stream if stream == _REPORT:
+                self._reported += data[: _DETAIL - len(self._reported)]
+            case stream:
+                self._sink.take(data, stream)
         return bool(data)
 
     def _end_tree(self) -> None:
@@ -200,14 +219,22 @@ class Supervisor:
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu_s = max(self._cpu_s, usage.ru_utime + usage.ru_stime)
         code = self._said("exit-code")
+        failure = self._failure()
         if not ending:
-            ending = self._own_ending(code, cpu_s)
+            ending = self._own_ending(None if failure.detail else code, cpu_s)
         if ending == "failed_to_start":
-            detail = detail or self._sink.head.decode("utf-8", "backslashreplace").strip()
-            code = _NOT_EXECUTED if "execvp" in detail else _NOT_BUILT
+            detail = detail or failure.detail or self._sink.head.decode("utf-8", "backslashreplace").strip()
+            code = _NOT_EXECUTED if failure.absent or "execvp" in detail else _NOT_BUILT
         peak = max(self._peak, self._group.peak() if self._group else 0)
         exit_code = _EXIT_CODES.get(ending, code or 0)
         return Report(ending, exit_code, wall_s, cpu_s, peak, self._all_walls(), [], [], detail)
+
+    def _failure(self) -> sentry.Failure:
+        """Why the command was not started although bubblewrap was, and whether for its absence."""
+        if self._order.runsc:
+            return sentry.failure(self._reported)
+        head = self._sink.head.decode("utf-8", "backslashreplace").strip()
+        return sentry.Failure(*lock.failure(self._stage.landlock, self._reported, head))
 
     def _own_ending(self, code: int | None, cpu_s: float) -> str:
         """How it ended if nobody here ended it; `code` is None where the command was never executed."""
@@ -220,6 +247,8 @@ class Supervisor:
     def _all_walls(self) -> dict[str, str]:
         limits = [self._group.mechanism] if self._group else []
         observed = self._walls or {"namespaces": "ended before they could be looked at"}
+        if not self._order.runsc and not lock.failure(self._stage.landlock, self._reported, "")[0]:
+            observed = observed | {"landlock": landlock.describe(self._stage.landlock)}
         return self._stage.walls | observed | {"limits": ", ".join([*limits, "supervisor", "rlimits"])}
 
 
