@@ -109,6 +109,9 @@ SOCKET_OPTIONS: Final = {
 FIRST_UNKNOWN: Final = 452
 """Calls newer than this list get ENOSYS, so that a newer C library falls back instead of failing."""
 X32_BIT: Final = 0x40000000
+GVISOR_NAMES: Final = ("pselect",)
+"""gVisor's own names where they are not the kernel's: a name that it doesn't know it passes over in silence.
+This one is `pselect6`."""
 
 
 class Condition(NamedTuple):
@@ -149,7 +152,8 @@ def oci_section() -> str:
     gVisor gives EPERM for each SCMP_ACT_ERRNO, whatever number it is told. SCMP_ACT_TRACE without a tracer,
     which the rules allow nobody to be, is ENOSYS (seccomp(2)).
     """
-    rules: list[dict[str, object]] = [{"names": sorted(ALLOWED), "action": "SCMP_ACT_ALLOW"}]
+    names = sorted({*ALLOWED, *GVISOR_NAMES})
+    rules: list[dict[str, object]] = [{"names": names, "action": "SCMP_ACT_ALLOW"}]
     for call, position, mask, value in CONDITIONS:
         compare = {"index": position, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}
         rules.append({"names": [call], "action": "SCMP_ACT_ALLOW", "args": [compare]})
