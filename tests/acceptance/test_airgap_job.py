@@ -111,7 +111,12 @@ def behind(peer: Peer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sta
         config = json.loads(path.read_text()) | {
             "wan_interface": WAN,
             "wan_waiver": None,
-            "air_gap": {"mode": "nftables", "lan": [], "socket": str(root / "gap.sock")},
+            "air_gap": {
+                "mode": "nftables",
+                "lan": [],
+                "socket": str(root / "gap.sock"),
+                "hold": str(root / "hold"),
+            },
         }
         path.write_text(json.dumps(config))
         yield stack

@@ -41,11 +41,13 @@ class AirGapConfig(Model):
         mode: `nftables` drops every packet but those of `lan`; `link` takes the interface down.
         lan: ranges that stay reachable, because the sources need them.
         socket: where the air-gap helper listens.
+        hold: folder of the lock that says "a job lives"; the helper's user must be able to read it.
     """
 
     mode: GapMode = "nftables"
     lan: Annotated[tuple[Network, ...], Field(max_length=64)] = ()
     socket: Annotated[str, Field(min_length=1, max_length=100)] = "/run/rapha/airgap.sock"
+    hold: Annotated[str, Field(min_length=1, max_length=1000)] = "/run/rapha/hold"
 
     @model_validator(mode="after")
     def _networks(self) -> Self:

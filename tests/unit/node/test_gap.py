@@ -29,6 +29,7 @@ CONFIG: dict[str, Any] = {
     "policy_bundles": ["policy"],
     "runtime": ["numpy"],
     "runtime_name": "rapha-python-3.11",
+    "air_gap": {"hold": "hold"},
 }
 COUNTERS = client.Counters(5, 5, 1, 1, 0, 0, 7)
 

@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from rapha.node.config import NodeConfig
@@ -24,8 +24,6 @@ from rapha.spec.receipt import AirGap
 from rapha.spec.refusals import Refused
 
 Probes = dict[str, Literal["unreachable"]]
-HOLDS: Final = "airgap"
-"""The folder of the lock, in the node's state."""
 
 
 class WanGap:
@@ -76,7 +74,7 @@ class WanGap:
         host, port = coordinator_address(config)
         known = resolve(host, port)  # afterwards no name server answers
         self._watch.pause()
-        self._hold = client.Hold.create(self._node.state / HOLDS)
+        self._hold = client.Hold.create(self._node.root / config.air_gap.hold)
         wanted = client.Gap(config.wan_interface, config.air_gap.mode, config.air_gap.lan)
         self._note("severing", interface=wanted.interface, mode=wanted.mode)
         self._severed = client.sever(socket_of(self._node), wanted, self._hold.fd)

@@ -41,6 +41,15 @@ _FLAGS: Final = (
 """What must hold: a release without one of these flags is refused."""
 _IF_KNOWN: Final = (("overlay2", "overlay2=none"), ("directfs", "directfs=false"))
 """Newer defaults that would keep files in gVisor's memory, or give the second kernel descriptors of ours."""
+_ALLOCATION: Final = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TOP_PAD_": str(64 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "MKL_DYNAMIC": "FALSE",
+}
+"""A page that is mapped, touched and given back costs this kernel microseconds each time, and training does so
+with every large tensor: the C library keeps what it has instead. And MKL takes the processors that gVisor shows
+for one core; the node has said how many threads there are."""
 _FLAG: Final = re.compile(r"^  -([A-Za-z0-9_-]+)\b", re.MULTILINE)
 _PLATFORM: Final = re.compile(r"^  -platform\b.*\n?.*", re.MULTILINE)
 
@@ -99,7 +108,7 @@ class Gvisor:
             "platform": runsc.platform,
             "seccomp_filter": f"oci sha256:{rules.digest}",
         }
-        env = {} if spec.broker is None else {"RAPHA_BROKER_FD": str(BROKER_FD)}
+        env = _ALLOCATION | ({} if spec.broker is None else {"RAPHA_BROKER_FD": str(BROKER_FD)})
         walls = start.Walls(rules.text, seen, (str(runsc.path), *runsc.flags), env)
         return start.start(spec, Program.find(), walls)
 

@@ -22,6 +22,9 @@ _LOOK_S: Final = 0.002
 """How often the walls are looked for until they stand; a short command is gone soon after."""
 _STAND_S: Final = 10.0
 """How long the walls may take to stand; a job whose walls nobody has seen goes no further."""
+_LONGEST_TICK_S: Final = 0.5
+_FASTEST_BYTES_S: Final = 4 << 30
+"""What one processor can fill in a second, at most: far from its limit a job is counted less often."""
 _BUSY_SHARE: Final = 4
 """A tick is at least this many times what the last count took, so that a crowd can't eat a core."""
 _DEATH_S: Final = 10.0
@@ -76,7 +79,7 @@ class Supervisor:
         self._status = self._reported = b""
         self._walls: dict[str, str] = {}
         self._maps = tree.Maps()
-        self._peak = 0
+        self._used = self._peak = 0
         self._streams: dict[int, int] = {}
         self._cpu_s = 0.0
 
@@ -127,8 +130,8 @@ class Supervisor:
                 if passed := self._passed_limit():
                     return passed
                 took = time.monotonic() - now
-                count_at = now + max(_TICK_S, _BUSY_SHARE * took)
-            next_s = min(count_at, deadline, now + _TICK_S if self._walls else now + _LOOK_S)
+                count_at = now + max(_TICK_S, _BUSY_SHARE * took, self._safe_s())
+            next_s = min(count_at, deadline, count_at if self._walls else now + _LOOK_S)
             ready = {fd for fd, _ in poller.poll(max(0.0, next_s - time.monotonic()) * 1000 + 1)}
             self._observe()
             if not self._walls and now > started + _STAND_S:
@@ -141,14 +144,21 @@ class Supervisor:
             if pidfd in ready:
                 return ""
 
+    def _safe_s(self) -> float:
+        """How long from the last count no limit can be passed."""
+        processors = len(os.sched_getaffinity(0))
+        filled = (self._order.memory_bytes - self._used) / (_FASTEST_BYTES_S * processors)
+        return min(_LONGEST_TICK_S, filled, (self._order.cpu_s - self._cpu_s) / processors)
+
     def _passed_limit(self) -> str:
         pids = tree.descendants(os.getpid())
         held = sum(map(tree.tmpfs_bytes, (self._stage.out, self._stage.tmp, self._stage.shm)))
         held += sentry.memory_bytes(pids) if self._order.runsc else self._in_kernel(pids, held)
         use = tree.measure(pids, self._order.memory_bytes - held)
-        self._peak = max(self._peak, use.memory_bytes + held)
+        self._used = use.memory_bytes + held
+        self._peak = max(self._peak, self._used)
         self._cpu_s = max(self._cpu_s, use.cpu_s)
-        if use.memory_bytes + held > self._order.memory_bytes:
+        if self._used > self._order.memory_bytes:
             return "memory"
         if self._group.killed_for_memory() if self._group else tree.host_is_short():
             return "memory"
