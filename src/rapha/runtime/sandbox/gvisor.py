@@ -47,9 +47,9 @@ _ALLOCATION: Final = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
     "MKL_DYNAMIC": "FALSE",
 }
-"""A page that is mapped, touched and given back costs this kernel microseconds each time, and training does so
-with every large tensor: the C library keeps what it has instead. And MKL takes the processors that gVisor shows
-for one core; the node has said how many threads there are."""
+"""A page that is mapped, touched and given back costs this kernel microseconds each time, and training does
+so with every large tensor: the C library keeps what it has instead. And MKL takes the processors that gVisor
+shows for one core; the node has said how many threads there are."""
 _FLAG: Final = re.compile(r"^  -([A-Za-z0-9_-]+)\b", re.MULTILINE)
 _PLATFORM: Final = re.compile(r"^  -platform\b.*\n?.*", re.MULTILINE)
 
