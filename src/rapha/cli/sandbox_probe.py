@@ -16,6 +16,9 @@ _STYLES: Final = {"held": "green", "escaped": "bold red", "no_control": "yellow"
 
 _PAGE: Final = 160
 """Columns where no terminal says how many there are."""
+_VERDICTS: Final = 33
+"""Columns that the verdicts and the lines between columns take."""
+_LEAST: Final = 12
 
 
 def probe(
@@ -47,20 +50,29 @@ def _table(report: Report) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    console = Console()
+    if not console.is_terminal:
+        console.width = _PAGE
+    names = max((len(row.id) for row in report.probes), default=0)
+    words = max(2 * _LEAST, console.width - names - _VERDICTS)
+    what, how = words * 2 // 5, words - words * 2 // 5
     table = Table(title=f"Escape attempts against {report.driver}", title_justify="left")
-    for heading, least in (("attempt", 26), ("outside", 7), ("inside", 10), ("what", 12), ("how", 12)):
-        table.add_column(heading, no_wrap=True, overflow="ellipsis", min_width=least)
+    for heading in ("attempt", "outside", "inside", "what", "how"):
+        table.add_column(heading, no_wrap=True)
     family = ""
     for row in sorted(report.probes, key=lambda probe: probe.family):  # stable: the suite's order within
         if family and row.family != family:
             table.add_section()
         family = row.family
         verdict = Text(row.verdict.value.replace("_", " "), _STYLES[row.verdict.value])
-        table.add_row(row.id, row.control.value, verdict, row.what, Text(_printable(row.how)))
-    console = Console()
-    if not console.is_terminal:
-        console.width = _PAGE
+        said = Text(_cut(_printable(row.how), how))
+        table.add_row(row.id, row.control.value, verdict, _cut(row.what, what), said)
     console.print(table)
+
+
+def _cut(text: str, width: int) -> str:
+    # rich takes what doesn't fit from every column, the verdict's too.
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _printable(text: str) -> str:
