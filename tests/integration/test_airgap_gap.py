@@ -6,6 +6,7 @@ can be touched, and no root is needed where unprivileged user namespaces are all
 
 import contextlib
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -744,3 +745,37 @@ def test_a_helper_of_ones_own(world: World) -> None:
     assert world.python(LOCAL, str(world.folder / "local"), WAN, "die").wait(30) == 9
     until(lambda: world.network() == network)
     assert world.python(LOCAL, str(world.folder / "local"), WAN, "live").wait(30) == 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "command"), [("link", "ip link set wan0 up"), ("nftables", "nft flush ruleset")]
+)
+def test_a_full_disk_opens_nothing_and_keeps_nobody_dark(world: World, mode: Mode, command: str) -> None:
+    network = world.network()
+    helper = world.helper()
+    hold, job = job_with_lock(world)
+    severed = sever(world.socket, gap(mode), hold.fd)
+    unlimited = resource.prlimit(helper.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    world.run(*command.split())
+    until(lambda: "File too large" in state(world.socket).note)
+    assert not world.reaches(WAN)
+    assert state(world.socket).broken
+    world.end(job)
+    hold.release()
+    until(lambda: world.reaches(WAN))
+    assert state(world.socket).phase == "restoring"
+    resource.prlimit(helper.pid, resource.RLIMIT_FSIZE, unlimited)
+    with pytest.raises(Refused, match="did not hold"):
+        severed.lift()
+    until(lambda: world.network() == network)
+
+
+def test_force_puts_back_all_though_a_job_holds_the_lock(world: World) -> None:
+    network = world.network()
+    world.helper()
+    hold, _ = job_with_lock(world)
+    sever(world.socket, gap("link"), hold.fd)
+    hold.release()
+    restore(world.socket, force=True, interface=None)
+    until(lambda: state(world.socket).phase == "open")
+    assert world.network() == network

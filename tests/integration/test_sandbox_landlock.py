@@ -41,9 +41,6 @@ DENIED = {
     "a device that anyone may write to": "os.open('/dev/full', os.O_WRONLY)",
     "its own place in the queue of the killed": "open('/proc/self/oom_score_adj', 'w')",
     "its name": "open('/proc/self/comm', 'w')",
-    "the first process's descriptors": "os.readlink('/proc/1/fd/0')",
-    "the first process's environment": "open('/proc/1/environ').read()",
-    "the first process's memory": "open('/proc/1/maps').read()",
 }
 SCOPED = {"a signal to the first process": "os.kill(1, 0)"}
 

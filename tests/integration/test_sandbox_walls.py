@@ -248,27 +248,8 @@ def test_the_environment_is_what_was_given_and_no_more(runtime: PythonRuntime, t
 
 
 def test_the_first_process_gives_nothing_away(runtime: PythonRuntime, tmp_path: Path) -> None:
-    code = """
-def said_of_it(look):
-    try:
-        return look()
-    except PermissionError:
-        return 'denied'
-print(said_of_it(lambda: open('/proc/1/environ').read().count('=')))
-print(open('/proc/1/cmdline').read().split(chr(0))[:4], str(sys.argv) in open('/proc/1/cmdline').read())
-status = open('/proc/1/status').read()
-print('Seccomp:\\t2' in status, 'CapBnd:\\t0000000000000000' in status, 'NoNewPrivs:\\t1' in status)
-links = lambda: [os.readlink(f'/proc/1/fd/{n}') for n in os.listdir('/proc/1/fd')]
-print(said_of_it(lambda: sorted(link.split(':')[0] for link in links())))
-"""
-    outcome, said = inside(runtime, code, tmp_path / "log")
-    environment, command, second, third = said.splitlines()
-    assert command == "['bwrap', '--args', '10', '--'] False"
-    assert second == "True True True"
-    if outcome.walls["landlock"] == "none":
-        assert (environment, third) == ("1", "['/dev/null', 'anon_inode', 'pipe', 'pipe']")
-    else:  # which lets no process look into one outside its domain
-        assert (environment, third) == ("denied", "denied")
+    _, said = inside(runtime, "print(os.listdir('/proc/1'), os.path.exists('/proc/1/mem'))", tmp_path / "log")
+    assert said == "[] False\n"
 
 
 def test_descriptors_are_the_three_and_the_broker(runtime: PythonRuntime, tmp_path: Path) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rapha.cli.exits import NO, OK, UNKNOWN, WRONG_CALL, emit, leave, say
 from rapha.spec.refusals import Refused
+
+if TYPE_CHECKING:
+    from rapha.runtime.image import AllowList
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
@@ -18,30 +21,63 @@ app = typer.Typer(add_completion=False, help=__doc__)
 def scan(
     image: Annotated[Path, typer.Argument(help="OCI layout: a folder or a tar of one.", exists=True)],
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="OCI layout or archive that a full image stands on, as for `rapha job build --base`: only "
+            "what lies above its layers is judged, as by a node that allows it.",
+            exists=True,
+        ),
+    ] = None,
     sarif: Annotated[Path | None, typer.Option(help="Write SARIF 2.1.0 to this file.")] = None,
     sbom: Annotated[Path | None, typer.Option(help="Write a CycloneDX 1.6 bill of materials.")] = None,
 ) -> None:
-    """Scan an image for what the shipped policy refuses. Exit 0: nothing refuses; 1: something does."""
-    from rapha.runtime import scan as scanner
-    from rapha.runtime.sandbox.pyruntime import installed
+    """Scan an image for what the shipped policy refuses. Exit 0: nothing refuses; 1: something does.
 
+    Without --base, all of a full image counts as the submitter's own code, its interpreter included.
+    """
+    from rapha.runtime import scan as scanner
+    from rapha.runtime.image import EMPTY, read
+
+    allow = EMPTY
     try:
-        report = scanner.run_in_process(image, packages=installed())
+        if base is not None:
+            allow = _standing_on(base)
+        report = scanner.run_in_process(image, allow=allow, packages=_packages(image))
     except Refused as refusal:
         if not refusal.code.startswith("image."):
             leave(UNKNOWN, f"could not find out: {refusal}")
         report = _unreadable(refusal)
     if sarif is not None:
         _write(sarif, scanner.sarif(report))
+    if base is not None and report.digest and not report.base:
+        leave(NO, f"{image} does not stand on the layers of {base}: build it with `rapha job build --base`")
     if sbom is not None and report.digest:
-        from rapha.runtime.image import read
-
-        with read(image) as opened:
+        with read(image, allow=allow) as opened:
             _write(sbom, scanner.sbom(opened))
     if as_json:
         emit(json.dumps(report.dump()))
     _summarise(report)
     leave(OK if report.ok else NO)
+
+
+def _standing_on(base: Path) -> AllowList:
+    """The allow-list of a node that offers `base`. Raises `Refused` (`image.*`)."""
+    from rapha.runtime.image import AllowList, Runtime, inspect
+
+    return AllowList(runtimes=(Runtime(name="base", layers=inspect(base).diff_ids),))
+
+
+def _packages(image: Path) -> tuple[str, ...]:
+    """The distributions beside the image's own: a full image brings all of its own, as at the node.
+
+    Raises:
+        Refused: `image.*`.
+    """
+    from rapha.runtime.image import inspect
+    from rapha.runtime.sandbox.pyruntime import installed
+
+    return () if inspect(image).kind == "full" else installed()
 
 
 def _unreadable(refusal: Refused) -> Any:

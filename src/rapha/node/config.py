@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -13,6 +12,7 @@ from rapha.evidence.agreement import open_agreement
 from rapha.evidence.steps.gates import policy_digest
 from rapha.spec.agreement import Agreement, Label
 from rapha.spec.base import Model, Name, One, Profile
+from rapha.spec.lan import ranges
 from rapha.spec.receipt import GapMode, ImageDigest, InterfaceName, Network
 from rapha.spec.refusals import Refused
 from rapha.spec.trust import Trust
@@ -51,8 +51,7 @@ class AirGapConfig(Model):
 
     @model_validator(mode="after")
     def _networks(self) -> Self:
-        for text in self.lan:
-            ip_network(text)
+        ranges(self.lan)
         if self.lan and self.mode == "link":
             raise ValueError("an interface that is down reaches no range: name none, or use nftables")
         return self

@@ -10,7 +10,10 @@ from typing import Any
 from rapha.node import config as configs
 from rapha.node.config import NodeConfig
 from rapha.node.datasets.pseudonyms import HospitalKey
+from rapha.node.gates.gap import check_beyond, coordinator_address, socket_of
 from rapha.node.node import Keys, load_agreements, load_datasets, load_policies
+from rapha.node.posture.airgap import client
+from rapha.node.posture.airgap.probe import resolve
 from rapha.node.posture.interface import Producer
 from rapha.runtime.sandbox.interface import Sandbox
 from rapha.runtime.sandbox.pyruntime import PythonRuntime
@@ -62,11 +65,6 @@ def checks(path: Path, config: NodeConfig, sandbox: Sandbox, producer: Callable[
             raise Refused("posture.evidence_invalid", f"no agreement accepts measurement {measurement}")
         return f"measurement {measurement}"
 
-    def air_gap() -> str:
-        if config.wan_interface is None and config.wan_waiver is None:
-            raise Refused("posture.seal_failed", "neither wan_interface nor wan_waiver is set")
-        return config.wan_interface or f"waived: {config.wan_waiver}"
-
     looks: list[tuple[str, Callable[[], str]]] = [
         ("keys", lambda: Keys.load(root / config.keys).receipt.keyid[:16] + "…"),
         ("phi-key", lambda: f"{HospitalKey.load(root / config.keys / 'phi.key')}, owner-only"),
@@ -77,7 +75,7 @@ def checks(path: Path, config: NodeConfig, sandbox: Sandbox, producer: Callable[
         ("runtime", lambda: f"{len(PythonRuntime.discover(config.runtime).distributions)} distributions"),
         ("sandbox", lambda: _walls(sandbox)),
         ("attestation", attestation),
-        ("air-gap", air_gap),
+        ("air-gap", lambda: _air_gap(root, config)),
     ]
     return [_look(name, look) for name, look in looks]
 
@@ -89,6 +87,27 @@ def walls(sandbox: Sandbox) -> Check:
 
 def _walls(sandbox: Sandbox) -> str:
     return ", ".join(f"{name}={found}" for name, found in sandbox.check().items())
+
+
+def _air_gap(root: Path, config: NodeConfig) -> str:
+    if config.wan_interface is None:
+        if config.wan_waiver is None:
+            raise Refused("posture.seal_failed", "neither wan_interface nor wan_waiver is set")
+        return f"waived: {config.wan_waiver}"
+    told = client.state(socket_of(root, config))
+    if told.phase == "unknown":
+        raise Refused(
+            "posture.seal_failed",
+            f"the helper holds what there is: {told.note}; look, then `rapha node airgap restore --force`",
+        )
+    if told.broken:
+        raise Refused("posture.seal_failed", f"the gap under way was broken: {told.broken}")
+    if config.wan_interface not in client.interfaces():
+        raise Refused("posture.seal_failed", f"there is no interface {config.wan_interface}: see `ip link`")
+    check_beyond(config, resolve(*coordinator_address(config)))
+    lasting = f", {told.phase} {'for a job' if told.held else 'still'}" if told.phase != "open" else ""
+    note = f" ({told.note})" if told.note else ""
+    return f"{config.wan_interface} by {config.air_gap.mode}, the helper answers{lasting}{note}"
 
 
 def _policies(root: Path, config: NodeConfig) -> str:

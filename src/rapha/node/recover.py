@@ -50,8 +50,12 @@ def charge(entries: Iterable[Entry]) -> Charge | None:
 
 
 def next_boundary(started: float, quantum_s: int, now: float) -> float:
-    """The first multiple of the quantum after `started` that is not before `now`, as Unix time."""
-    return started + max(0, math.ceil((now - started) / quantum_s)) * quantum_s
+    """The next multiple of the quantum, counted from `started`, that is not before `now`, as Unix time.
+
+    Never more than a quantum away: where the clock was set back meanwhile, so that `now` is before `started`,
+    the multiples go on backwards, and nobody waits, with the WAN severed, until the clock is right again.
+    """
+    return started + math.ceil((now - started) / quantum_s) * quantum_s
 
 
 def unfinished(journal: Iterable[Entry]) -> tuple[list[str], list[str]]:

@@ -13,6 +13,7 @@ from pydantic import Field, StringConstraints, model_validator
 from rapha.spec.agreement import Label
 from rapha.spec.base import Model, Name, Sha256, Timestamp, Yes, Zero
 from rapha.spec.job import Assurance, Purpose
+from rapha.spec.lan import ranges
 
 ImageDigest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
@@ -123,6 +124,7 @@ class AirGap(Model):
             raise ValueError("mode, counter and lift belong to a severed interface, and all of them do")
         if self.lan and self.mode != "nftables":
             raise ValueError("only a packet filter leaves a range reachable")
+        ranges(self.lan)
         return self
 
 

@@ -24,7 +24,7 @@ CONFIG: dict[str, Any] = {
     "version": 1,
     "profile": "demo",
     "node": "st-marys-1",
-    "coordinator": {"url": "http://127.0.0.1:9", "audience": "rapha.test/log"},
+    "coordinator": {"url": "http://192.0.2.1:9", "audience": "rapha.test/log"},
     "datasets": [],
     "policy_bundles": ["policy"],
     "runtime": ["numpy"],
@@ -55,6 +55,7 @@ class Severed:
 def helper(monkeypatch: pytest.MonkeyPatch) -> Severed:
     made = Severed()
     monkeypatch.setattr(client, "sever", lambda socket, gap, hold: made)
+    monkeypatch.setattr(client, "await_open", lambda socket, stopped: None)
     monkeypatch.setattr(gap, "probe", lambda host, port, known: "unreachable")
     return made
 

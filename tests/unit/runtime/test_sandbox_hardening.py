@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapha.runtime.sandbox.launcher import masks, tree
-from rapha.runtime.sandbox.launcher.supervise import Sink
+from rapha.runtime.sandbox.launcher.sink import Sink
 
 
 def shown(chunks: list[bytes]) -> bytes:

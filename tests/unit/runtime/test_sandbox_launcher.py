@@ -11,7 +11,7 @@ from rapha.runtime.sandbox import program, start
 from rapha.runtime.sandbox.interface import Ending, Outcome
 from rapha.runtime.sandbox.launcher import cgroup, observe, stage, tree
 from rapha.runtime.sandbox.launcher.order import Report, encode, read_order, read_report
-from rapha.runtime.sandbox.launcher.supervise import Sink
+from rapha.runtime.sandbox.launcher.sink import Sink
 from rapha.spec.refusals import Refused
 
 REPORT = Report("exited", 0, 1.5, 0.5, 1024, {"limits": "rlimits"}, ["x: FIFO"], [["a", 1, "00"]], "said")
@@ -69,9 +69,8 @@ def test_a_process_tree_is_found_measured_and_ended() -> None:
         assert child.stdout.readline() + child.stdout.readline() == b"\n\n"
         below = tree.descendants(child.pid)
         assert len(below) == 1
-        both = [child.pid, *below]
-        twice = tree.measure(both, 1 << 40).memory_bytes
-        once = tree.measure(both, 1).memory_bytes
+        twice = tree.memory_bytes(os.getpid(), 1 << 40)
+        once = tree.memory_bytes(os.getpid(), 1)
         assert twice > 60 << 20
         assert 30 << 20 < once < 60 << 20
         tree.kill(child.pid)
@@ -80,7 +79,7 @@ def test_a_process_tree_is_found_measured_and_ended() -> None:
 
 
 def test_the_dead_hold_nothing() -> None:
-    assert tree.measure([2**22 + 1], 0) == tree.Use(0, 0.0)
+    assert tree.memory_bytes(2**22 + 1, 0) == tree.Times().cpu_s([2**22 + 1]) == 0
     assert tree.status(2**22 + 1) == {}
     assert tree.descendants(2**22 + 1) == []
     assert tree.socket_bytes(2**22 + 1) == 0

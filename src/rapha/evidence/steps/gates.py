@@ -161,8 +161,9 @@ def step_seal(case: Case) -> str:
         raise Refused("posture.seal_failed", "the node changed between admission and seal")
     _check_walls(case)
     gap = case.receipt.airgap
-    severed = f"{gap.interface} severed ({gap.mode}), " if gap.interface else "WAN not severed (waiver), "
-    return f"{severed}{len(gap.probes)} probes unreachable, by the host's word"
+    but = f" but for {', '.join(gap.lan)}" if gap.lan else ""
+    severed = f"{gap.interface} severed ({gap.mode}){but}" if gap.interface else "WAN not severed (waiver)"
+    return f"{severed}, {len(gap.probes)} probes unreachable, by the host's word"
 
 
 def _check_walls(case: Case) -> None:

@@ -8,7 +8,9 @@ nothing while anybody holds it.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -18,8 +20,9 @@ from rapha.node.config import NodeConfig
 from rapha.node.gates.outcome import Clock
 from rapha.node.node import Node
 from rapha.node.posture.airgap import client
-from rapha.node.posture.airgap.probe import probe, resolve
+from rapha.node.posture.airgap.probe import Target, probe, resolve
 from rapha.node.watch import Watch
+from rapha.spec.lan import ranges
 from rapha.spec.receipt import AirGap
 from rapha.spec.refusals import Refused
 
@@ -73,13 +76,17 @@ class WanGap:
             return {}
         host, port = coordinator_address(config)
         known = resolve(host, port)  # afterwards no name server answers
+        check_beyond(config, known)
+        client.await_open(socket_of(self._node.root, config), self._node.stop.is_set)
         self._watch.pause()
         self._hold = client.Hold.create(self._node.root / config.air_gap.hold)
         wanted = client.Gap(config.wan_interface, config.air_gap.mode, config.air_gap.lan)
         self._note("severing", interface=wanted.interface, mode=wanted.mode)
-        self._severed = client.sever(socket_of(self._node), wanted, self._hold.fd)
+        self._severed = client.sever(socket_of(self._node.root, config), wanted, self._hold.fd)
         if (found := probe(host, port, known)) != "unreachable":
-            raise Refused("posture.seal_failed", f"{host}:{port} is {found} although the WAN is severed")
+            raise Refused(
+                "posture.seal_failed", f"{host}:{port} is {found} although {wanted.interface} is severed"
+            )
         self._note("severed")
         return {"wan": "unreachable"}
 
@@ -142,14 +149,41 @@ def _section(config: NodeConfig) -> AirGap:
     )
 
 
-def socket_of(node: Node) -> Path:
-    """Where the helper listens."""
-    return node.root / node.config.air_gap.socket
+def socket_of(root: Path, config: NodeConfig) -> Path:
+    """Where the helper listens; `root` is the folder of `node.json`."""
+    return root / config.air_gap.socket
+
+
+def check_beyond(config: NodeConfig, known: Sequence[Target]) -> None:
+    """See that severing can cut the coordinator off, before anything is severed for nothing.
+
+    Raises:
+        Refused: `posture.seal_failed` if one of its addresses is this host's own or in a range that stays
+            reachable.
+    """
+    lan = ranges(config.air_gap.lan)
+    for target in known:
+        told = ip_address(target.address[0])
+        address = (told.ipv4_mapped if isinstance(told, IPv6Address) else None) or told
+        if address.is_loopback or any(address in one for one in lan):
+            raise Refused(
+                "posture.seal_failed",
+                f"the coordinator is at {address}, which stays reachable while {config.wan_interface} is "
+                "severed: it must be beyond the WAN, and outside of `lan`",
+            )
 
 
 def coordinator_address(config: NodeConfig) -> tuple[str, int]:
-    """Host and port of the coordinator."""
-    url = urlsplit(config.coordinator.url)
-    if url.hostname is None:
+    """Host and port of the coordinator.
+
+    Raises:
+        Refused: `node.config`.
+    """
+    try:
+        url = urlsplit(config.coordinator.url)
+        host, port = url.hostname, url.port or (443 if url.scheme == "https" else 80)
+    except ValueError as error:
+        raise Refused("node.config", f"coordinator: {config.coordinator.url}: {error}") from None
+    if host is None:
         raise Refused("node.config", f"coordinator: {config.coordinator.url} names no host")
-    return url.hostname, url.port or (443 if url.scheme == "https" else 80)
+    return host, port

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import warnings
 from typing import Final
 
@@ -22,6 +23,8 @@ _MODULES: Final = frozenset(
 )
 _VISITED: Final = frozenset({ast.Call, ast.Attribute, ast.Subscript, ast.Compare, ast.Name, ast.FunctionDef})
 _GETTERS: Final = frozenset({"operator.attrgetter", "operator.methodcaller"})
+_ARRAY_LOADERS: Final = frozenset({"numpy.load", "numpy.lib.npyio.load", "numpy.lib.format.read_array"})
+_QUERY: Final = re.compile(r"@\s*\w+\s*[.(]|__\w+__")
 _ATTRIBUTE_CALLS: Final = frozenset(
     {"builtins.getattr", "builtins.hasattr", "builtins.setattr", "builtins.delattr"}
 )
@@ -197,6 +200,9 @@ class _Collector:
                 self._getter(node, function)
             elif function == "builtins.vars" and node.args:
                 self._spoken_for.add(id(node.args[0]))
+            elif function in _ARRAY_LOADERS and not _names_pickling(node):
+                reason = f"`{function}` may be told to load a pickle."
+                self.facts.notes.append(Note("image.pickle", node.lineno, reason))
             elif function == "torch.load" and any(map(_is_true, node.keywords)):
                 self._spoken_for.add(id(node.func))
         self._plain_uses(node)
@@ -210,6 +216,11 @@ class _Collector:
         if isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass"):
             # A class that something is compared with is not used.
             self._spoken_for.update(id(part) for argument in node.args[1:] for part in ast.walk(argument))
+        elif isinstance(node.func, ast.Attribute) and node.func.attr in ("eval", "query") and node.args:
+            # pandas resolves `@name.attribute` and calls it (DataFrame.query).
+            if _QUERY.search(fold(node.args[0]) or ""):
+                reason = f"The text of `{node.func.attr}` reaches into the program."
+                self.facts.notes.append(Note("image.dynamic_code", node.lineno, reason))
         elif isinstance(node.func, ast.Attribute) and node.func.attr in ("format", "format_map"):
             text = fold(node.func.value) or ""
             for name in self._rules.attributes:
@@ -272,6 +283,12 @@ class _Collector:
 
     def _use(self, name: str, line: int, how: How) -> None:
         self.facts.uses.append(Use(name, line, how))
+
+
+def _names_pickling(node: ast.Call) -> bool:
+    """Whether a call of `numpy.load` says by keyword alone, where the rules see it, if it takes pickles."""
+    spread = any(keyword.arg is None for keyword in node.keywords)
+    return not spread and len(node.args) < 3 and not any(isinstance(a, ast.Starred) for a in node.args)
 
 
 def _is_true(keyword: ast.keyword) -> bool:

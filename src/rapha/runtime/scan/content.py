@@ -44,6 +44,17 @@ def interpreter(blob: Blob) -> str | None:
     return "shell" if blob.name.endswith(_SHELL_NAMES) else None
 
 
+def shebang(blob: Blob) -> tuple[str, ...]:
+    """The words of a script's first line, as the kernel gives them to its interpreter (execve(2))."""
+    first = blob.head[:256].partition(b"\n")[0]
+    if not first.startswith(b"#!"):
+        return ()
+    words = first[2:].decode(errors="replace").split(maxsplit=1)
+    if len(words) == 2 and words[0].endswith("/env") and words[1].startswith("-S"):
+        return (words[0], *words[1][2:].split())
+    return tuple(word.strip() for word in words)
+
+
 def _secrets(blob: Blob) -> Iterator[Note]:
     if blob.size <= WHOLE:
         yield from (_secret(found) for found in secrets.find(blob.path, blob.part(WHOLE)))

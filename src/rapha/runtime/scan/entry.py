@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from rapha.runtime.image.model import APP
 from rapha.runtime.scan.scripts import SHELLS
+from rapha.runtime.scan.variables import is_plain, steers
 
 _SLIM_PYTHON: Final = re.compile(r"(?:/usr/(?:local/)?bin/)?python(?:3(?:\.\d{1,2})?)?\Z")
 _PYTHON: Final = re.compile(r"python(?:3(?:\.\d{1,2})?)?\Z")
 _PLAIN_FLAGS: Final = frozenset("ubBOsSEIvqdP")
-_VALUE_FLAGS: Final = ("-W", "-X")
+_SHELL_VALUES: Final = frozenset({"-o", "+o", "-O", "+O"})
+_LOGIN: Final = ("etc/profile", "etc/bash.bashrc", "etc/profile.d/")
 _MAX_HOPS: Final = 40
 _STARTERS: Final = ("env", "tini", "dumb-init", "nohup")
 _STARTER_FLAGS: Final = ("--", "-g", "-s", "-v", "-i", "-c")
@@ -33,12 +35,14 @@ class View:
         links: target by path of each symbolic link.
         full: the image is a root of its own; otherwise only `/app` is the image's, and only Python runs.
         search: folders of PATH.
+        own: the paths that the submitter added; what lies below them is the hospital's choice.
     """
 
     files: Mapping[str, object]
     links: Mapping[str, str] = field(default_factory=dict)
     full: bool = False
     search: tuple[str, ...] = _PATH
+    own: Collection[str] = frozenset()
 
     def find(self, path: str) -> str:
         """The path, relative to the root, that `path` means after links; itself where there are none."""
@@ -61,8 +65,10 @@ class View:
     def program(self, name: str, workdir: str) -> str:
         """The file that running `name` starts; empty where there is none."""
         places = [posixpath.join(workdir, name)] if "/" in name else [f"{f}/{name}" for f in self.search]
-        found = (self.find(place) for place in places)
-        return next((path for path in found if path in self.files), "")
+        found = [path for place in places if (path := self.find(place)) in self.files]
+        # The kernel passes over files of PATH that nobody may run (execvp(3)).
+        runs = (path for path in found if getattr(self.files[path], "executable", True))
+        return next(runs, found[0] if found and "/" in name else "")
 
     def libraries(self) -> set[str]:
         """The folders of a full image's own Python: its standard library and its site-packages."""
@@ -82,6 +88,8 @@ class Entry:
         source: the code itself where it stands on the command line.
         program: the file that the kernel runs: an interpreter or the image's own; empty in a slim image.
         script: `path` is a script for a shell, whose commands start what follows.
+        before: paths of the submitter's scripts that a login shell reads first.
+        search: values of PYTHONPATH that the command line sets.
         problem: rule and reason, where the argv can't be followed.
     """
 
@@ -90,6 +98,8 @@ class Entry:
     source: bytes | None = None
     program: str = ""
     script: bool = False
+    before: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
     problem: tuple[str, str] | None = None
 
 
@@ -107,10 +117,21 @@ def resolve(argv: Sequence[str], workdir: str, view: View) -> Entry:
 
 
 def _full(argv: list[str], workdir: str, view: View) -> Entry:
+    search: list[str] = []
     while posixpath.basename(argv[0]) in _STARTERS and len(argv) > 1:
+        if (program := view.program(argv[0], workdir)) in view.own:
+            return Entry(program, posixpath.dirname(program), program=program)
         argv = argv[1:]
         while len(argv) > 1 and (argv[0] in _STARTER_FLAGS or "=" in argv[0]):
+            variable, _, value = argv[0].partition("=")
+            if steers(variable, value):
+                return _problem("image.dynamic_code", f"It sets `{variable[:100]}`, which loads other code.")
+            search += [value] if variable == "PYTHONPATH" else []
             argv = argv[1:]
+    return replace(_started(argv, workdir, view), search=tuple(search))
+
+
+def _started(argv: list[str], workdir: str, view: View) -> Entry:
     name = posixpath.basename(argv[0])
     program = view.program(argv[0], workdir)
     if not program:
@@ -124,17 +145,26 @@ def _full(argv: list[str], workdir: str, view: View) -> Entry:
 
 def _shell(argv: list[str], workdir: str, view: View, program: str) -> Entry:
     rest = list(argv[1:])
-    while rest and rest[0].startswith("-"):
+    before: tuple[str, ...] = ()
+    while rest and rest[0].startswith(("-", "+")):
         option = rest.pop(0)
-        if "c" in option and not option.startswith("--"):
+        if option in _SHELL_VALUES:
+            del rest[:1]
+        elif option in ("--rcfile", "--init-file"):
+            return _problem("image.dynamic_code", f"The shell's option {option!r} can't be followed.")
+        elif option == "--login" or (not option.startswith("--") and not {"l", "i"}.isdisjoint(option)):
+            before = tuple(sorted(path for path in view.own if path.startswith(_LOGIN)))
+        if option[0] == "-" and "c" in option and not option.startswith("--"):
             if not rest:
                 return _problem("image.entrypoint_missing", "A shell is started without its command.")
             source = rest[0].encode("utf-8", errors="replace")
-            return Entry("(command line).sh", source=source, program=program, script=True)
+            return Entry("(command line).sh", source=source, program=program, script=True, before=before)
     if not rest:
         return _problem("image.dynamic_code", "It runs what is written to it, not a file of the image.")
     path = view.find(posixpath.join(workdir, rest[0]))
-    return Entry(path, program=program, script=True) if path in view.files else _missing(rest[0])
+    if path not in view.files:
+        return _missing(rest[0])
+    return Entry(path, program=program, script=True, before=before)
 
 
 def _python(argv: Sequence[str], workdir: str, view: View, program: str) -> Entry:
@@ -145,9 +175,10 @@ def _python(argv: Sequence[str], workdir: str, view: View, program: str) -> Entr
             value = flag[2:] or (rest[0] if rest else "")
             here = view.find(workdir)
             return _module(value, here, view, program) if flag[1] == "m" else _code(value, here, program)
-        if flag[:2] in _VALUE_FLAGS:
-            if len(flag) == 2 and rest:
-                rest.pop(0)
+        if flag[:2] in ("-W", "-X"):
+            value = flag[2:] or (rest.pop(0) if rest else "")
+            if not is_plain(flag[1], value):
+                return _problem("image.dynamic_code", f"Python's {flag[:2]} {value[:100]!r} loads code.")
         elif flag.startswith("--") or not set(flag[1:]) <= _PLAIN_FLAGS:
             return _problem("image.dynamic_code", f"Python's option {flag[:100]!r} can't be followed.")
     if not rest or rest[0] == "-":

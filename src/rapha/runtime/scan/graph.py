@@ -30,8 +30,11 @@ class Located:
 class Graph:
     """The image's Python files as modules, seen from the folders that are on the import path."""
 
-    def __init__(self, facts: Mapping[str, Facts], roots: Iterable[str]) -> None:
-        """`roots` are folders relative to the image's root, without a trailing slash."""
+    def __init__(self, facts: Mapping[str, Facts], roots: Iterable[str], *, wide: bool = False) -> None:
+        """`roots` are folders relative to the image's root, without a trailing slash.
+
+        `wide`: every folder of the image is a place to import from.
+        """
         self._facts = facts
         self._roots = set(roots)
         self._dirs = {parent for path in facts for parent in parents(path)} | {""}
@@ -46,7 +49,7 @@ class Graph:
         for folder in self._dirs - {""}:
             above, _, name = folder.rpartition("/")
             self._tops[name].append(above)
-        self._wide = False
+        self._wide = wide
 
     def reach(self, starts: Iterable[str]) -> set[str]:
         """Every file that `starts` may import, directly or not, themselves included.

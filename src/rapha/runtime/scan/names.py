@@ -13,6 +13,7 @@ PLAIN_BUILTINS: Final = frozenset(
 )
 """Built-in functions that are harmless as such, and by which others can be reached."""
 IMPORTERS: Final = frozenset({"builtins.__import__", "importlib.import_module", "importlib.__import__"})
+_ITEM_METHODS: Final = frozenset({"get", "pop", "setdefault", "__getitem__"})
 _MAX_NAMES: Final = 16
 _MAX_DEPTH: Final = 64
 _MAX_ROUNDS: Final = 12
@@ -85,9 +86,12 @@ class Names:
                 return self.dotted(node.value, depth + 1)
             case ast.Call(args=[first, *rest]):
                 return [
-                    name
-                    for function in self.dotted(node.func, depth + 1)
-                    for name in self._returned(function, first, rest, depth + 1)
+                    *self._method(node.func, first, rest, depth + 1),
+                    *(
+                        name
+                        for function in self.dotted(node.func, depth + 1)
+                        for name in self._returned(function, first, rest, depth + 1)
+                    ),
                 ]
             case ast.Call(args=[]) if self.dotted(node.func, depth + 1) in (
                 ["builtins.globals"],
@@ -96,7 +100,19 @@ class Names:
             ):
                 return ["(scope).__dict__"]
             case ast.Subscript():
-                return self._item(node, depth + 1)
+                return self._item(node.value, node.slice, depth + 1)
+        return []
+
+    def _method(self, function: ast.expr, first: ast.expr, rest: list[ast.expr], depth: int) -> list[str]:
+        """`d.get("a")` is `d["a"]`, and `object.__getattribute__(m, "a")` is `m.a`."""
+        if not isinstance(function, ast.Attribute):
+            return []
+        if function.attr in _ITEM_METHODS:
+            return self._item(function.value, first, depth)
+        if function.attr in ("__getattribute__", "__getattr__"):
+            on, key = (first, rest[0]) if rest else (function.value, first)
+            name = fold(key)
+            return [] if name is None else [f"{base}.{name}" for base in self.dotted(on, depth)]
         return []
 
     def _named(self, node: ast.Name) -> list[str]:
@@ -123,12 +139,12 @@ class Names:
             return [f"{base}.__dict__" for base in self.dotted(first, depth)]
         return []
 
-    def _item(self, node: ast.Subscript, depth: int) -> list[str]:
-        key = fold(node.slice)
+    def _item(self, on: ast.expr, index: ast.expr, depth: int) -> list[str]:
+        key = fold(index)
         if key is None:
             return []
         found = []
-        for base in self.dotted(node.value, depth):
+        for base in self.dotted(on, depth):
             if base == "(scope).__dict__":
                 found += self._named(ast.Name(key, ast.Load()))
             elif base == "sys.modules":

@@ -41,6 +41,7 @@ class ScanReport(Model):
         digest: the image's, or empty when it could not be read.
         files: how many files were looked at.
         scanner_version: code and rule table, `1/1`.
+        base: diff ids of the allow-listed layers that were not judged, lowest first; empty where all was.
     """
 
     ok: bool
@@ -48,6 +49,7 @@ class ScanReport(Model):
     findings: tuple[Finding, ...]
     scanner_version: str
     files: int
+    base: tuple[str, ...] = ()
 
 
 def writable(text: str) -> str:
@@ -83,7 +85,7 @@ def sarif(report: ScanReport) -> dict[str, Any]:
     run = {
         "tool": {"driver": driver},
         "results": [_result(finding, rules.index(finding.rule)) for finding in report.findings],
-        "properties": {"imageDigest": report.digest},
+        "properties": {"imageDigest": report.digest, "baseLayers": list(report.base)},
     }
     return {"$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0", "runs": [run]}
 

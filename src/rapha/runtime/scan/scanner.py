@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from rapha.runtime.image import Image
+from rapha.runtime.image import File, Image
 from rapha.runtime.image.model import APP
 from rapha.runtime.scan import content, natives
+from rapha.runtime.scan.aliases import aliases
 from rapha.runtime.scan.blob import Blob, Budget, Memory
 from rapha.runtime.scan.compiled import Compiled
 from rapha.runtime.scan.entry import Entry, View
@@ -22,6 +23,7 @@ from rapha.runtime.scan.report import SCANNER_VERSION, Finding, ScanReport, Seve
 from rapha.runtime.scan.rules import RuleSet, default_rules
 from rapha.runtime.scan.scripts import read as read_script
 from rapha.runtime.scan.shell import MAX_SCRIPT
+from rapha.runtime.scan.standins import Standins
 from rapha.runtime.scan.starts import follow
 from rapha.spec.refusals import REGISTRY
 
@@ -55,13 +57,18 @@ class _Scan:
         listed = image.added if image.base else image.files
         self._paths = [path for path in image.files if path in listed]
         self._kinds: dict[str, str | None] = {}
-        view = View(image.files, image.links, self._full, *([image.path] if image.path else []))
+        search = {"search": image.path} if image.path else {}
+        view = View(image.files, image.links, self._full, own=frozenset(listed), **search)
         self._starts = follow(_argvs(image), image.workdir, view, _Blobs(image), rules)
         self._libraries = view.libraries()
-        self._roots = {entry.root for entry in self._starts.python}
+        self._roots = {entry.root for entry in self._starts.python} | self._starts.roots
+        self._aliases, self._followed = aliases(image.links, view.own, view.find)
         self._library = Library(self._python(self._starts.python), rules)
-        self._graph = Graph(self._library, self._roots | self._libraries)
-        self._reached = self._graph.reach(entry.path for entry in self._starts.python)
+        self._graph = Graph(self._library, self._roots | self._libraries, wide=self._starts.wide)
+        own = view.own if image.base else frozenset()
+        self._standins = Standins(image.files, own, self._libraries)
+        self._carried: set[str] = set()
+        self._reached = self._reach()
         self._judge = Judge(self._library, self._graph, rules)
 
     def report(self) -> ScanReport:
@@ -80,6 +87,7 @@ class _Scan:
             findings=tuple(found[:MAX_FINDINGS]),
             scanner_version=f"{SCANNER_VERSION}/{self._rules.version}",
             files=len(self._image.files),
+            base=self._image.base,
         )
 
     def _findings(self) -> Iterator[Finding]:
@@ -87,8 +95,13 @@ class _Scan:
             yield _finding(note, path, "refuse" if note.grave else "warn")
         for path in self._paths:  # 2
             yield from self._file(path)
+        for path, note in self._standins.notes():
+            yield _finding(note, path, "refuse")
+        if not self._followed:
+            note = Note("image.dynamic_code", 0, "Its links give its files more names than can be followed.")
+            yield _finding(note, "", "refuse")
         for path in self._library:  # 3
-            if path in self._reached or self._library.telling(path):
+            if path in self._reached or (path not in self._aliases and self._library.telling(path)):
                 for note in self._judge.judge(path):
                     yield _finding(note, path, "refuse" if note.grave and path in self._reached else "warn")
         yield from self._missing()
@@ -130,10 +143,25 @@ class _Scan:
             self._kinds[path] = content.interpreter(blob)
             if path in started or self._kinds[path] == "python":
                 found[path] = blob
+        for path, real in self._aliases.items():
+            if path.endswith((".py", ".pyw")) or path in started:
+                found[path] = Blob(path, self._image.files[real])
         for entry in entries:
             if entry.source is not None:
                 found[entry.path] = Blob(entry.path, Memory(entry.source))
         return found
+
+    def _reach(self) -> set[str]:
+        """What the entrypoints import, and what the packages of the base import of the submitter's."""
+        starts = {entry.path for entry in self._starts.python}
+        while True:
+            reached = self._graph.reach(starts | self._carried)
+            names = (name for path in reached for name, _ in self._library[path].imports)
+            tops = {name.partition(".")[0] for name in names if not name.startswith(".")}
+            more = self._standins.imported(tops)
+            if more <= self._carried:
+                return reached
+            self._carried |= more
 
     def _missing(self) -> Iterator[Finding]:
         """Imports of modules that are nowhere; what a rule names is found without them."""
@@ -160,14 +188,20 @@ class _Scan:
 
     def _native(self) -> Iterator[Finding]:
         """Native and compiled code. A slim image has none; a full one's counts where it is reached."""
-        compiled = Compiled(self._paths, self._image.files)
+        files: dict[str, File] = {path: self._image.files[path] for path in self._paths}
+        files |= {path: self._image.files[real] for path, real in self._aliases.items()}
+        compiled = Compiled(tuple(files), files)
         names = {posixpath.basename(p) for p in (*self._image.files, *self._image.links) if ".so" in p}
-        blobs = {path: Blob(path, self._image.files[path]) for path in compiled}
+        blobs = {path: Blob(path, files[path]) for path in compiled}
         imported = self._imported() if blobs and self._full else set()
-        reached = compiled.reached(blobs, imported, self._starts.programs)
+        replaced = self._standins.libraries(self._starts.programs, self._image.links)
+        for path in replaced:
+            reason = "It stands in for a library that the base's programs load."
+            yield _finding(Note("image.native_code", 0, reason), path, "refuse")
+        reached = compiled.reached(blobs, imported, self._starts.programs | replaced | self._carried)
         for path, blob in blobs.items():
             what = natives.native(blob)
-            if what is None:
+            if what is None or (path in self._aliases and path not in reached):
                 continue
             severity: Severity = "refuse" if not self._full or path in reached else "warn"
             if not self._full or what == "compiled Python":
@@ -191,14 +225,15 @@ class _Scan:
     def _shadows(self) -> Iterator[Finding]:
         # The working folder counts as a root, too: `python3 -c` and `-m` put it first.
         roots = self._roots | {APP.rstrip("/")}
+        known = self._libraries - self._roots
         for path in self._paths:
             folder, _, name = path.rpartition("/")
-            if not name.endswith((".py", ".so", ".pyc", ".pyd")) or folder in self._libraries:
+            if not name.endswith((".py", ".so", ".pyc", ".pyd")) or folder in known:
                 continue
             module = name.partition(".")[0]
             if name == "__init__.py":
                 folder, _, module = folder.rpartition("/")
-            if module != "__init__" and self._rules.is_taken(module) and folder not in self._libraries:
+            if module != "__init__" and self._rules.is_taken(module) and folder not in known:
                 severity: Severity = "refuse" if folder in roots or path in self._reached else "info"
                 yield _finding(Note("image.shadowing", 0, f"It hides the module `{module}`."), path, severity)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from rapha.runtime.scan.facts import Note
 from rapha.runtime.scan.rules import RuleSet
 from rapha.runtime.scan.shell import UNKNOWN, Command, ShellError, Word, commands
+from rapha.runtime.scan.variables import assigned, defaulted, steers
 
 SHELLS: Final = frozenset({"sh", "bash", "dash", "ash", "zsh", "ksh", "mksh", "rbash", "hush"})
 _KEYWORDS: Final = frozenset(
@@ -84,7 +85,9 @@ _PLAIN: Final = frozenset(
         "sha256sum",
     }
 )
-_TEXT_RUNNERS: Final = frozenset({"eval", "source", ".", "trap", "alias"})
+_TEXT_RUNNERS: Final = frozenset(
+    {"eval", "source", ".", "trap", "alias", "enable", "complete", "bind", "mapfile"}
+)
 _LANGUAGES: Final = frozenset(
     {
         "awk",
@@ -103,6 +106,8 @@ _LANGUAGES: Final = frozenset(
         "make",
     }
 )
+_MOVES: Final = frozenset({"cd", "pushd", "popd"})
+_WRITTEN: Final = ("/tmp", "/dev/shm", "/rapha/out", "~")  # noqa: S108  folders inside the sandbox
 _FIND_RUNS: Final = frozenset({"-exec", "-execdir", "-ok", "-okdir"})
 _MAX_REASON: Final = 100
 _MAX_DEPTH: Final = 8
@@ -115,10 +120,14 @@ class Script:
     Attributes:
         notes: grave where it calls something that moves data or hides what it calls.
         starts: argvs of Python and of other scripts, with `?` where a word can't be told.
+        search: values that it gives to PYTHONPATH.
+        moves: it changes the folder that relative names start from.
     """
 
     notes: list[Note] = field(default_factory=list)
     starts: list[tuple[str, ...]] = field(default_factory=list)
+    search: list[str] = field(default_factory=list)
+    moves: bool = False
 
 
 def read(text: str, rules: RuleSet, depth: int = 0) -> Script:
@@ -129,6 +138,7 @@ def read(text: str, rules: RuleSet, depth: int = 0) -> Script:
     except ShellError as error:
         script.notes.append(Note("image.dynamic_code", 1, f"The script can't be followed: {error}."))
         return script
+    _variables(((name, UNKNOWN) for name in defaulted(text)), 1, script)
     defined = _functions(listed)
     for command in listed:
         _judge(command, script, rules, defined, depth)
@@ -150,13 +160,24 @@ def _functions(listed: Sequence[Command]) -> frozenset[str]:
 
 def _judge(command: Command, script: Script, rules: RuleSet, defined: frozenset[str], depth: int) -> None:
     for target in command.targets:
-        if target.startswith(("/dev/tcp/", "/dev/udp/")):
+        if target.startswith(("/dev/tcp/", "/dev/udp/", f"/dev/{UNKNOWN}")):
             script.notes.append(Note("image.network_module", command.line, "It opens a connection."))
+    _variables(assigned([word.text for word in command.words]), command.line, script)
     words = _called(command.words, rules)
     if not words or words[0].text in defined:
         return
     for grave, rule, reason in _verdicts(words, command, script, rules, depth):
         script.notes.append(Note(rule, command.line, reason[:300], grave))
+
+
+def _variables(found: Iterable[tuple[str, str]], line: int, script: Script) -> None:
+    """What setting variables changes in what is loaded."""
+    for variable, value in found:
+        if variable == "PYTHONPATH":
+            script.search.append(value)
+        elif steers(variable, value):
+            reason = f"It sets `{variable[:_MAX_REASON]}` or the like, which loads other code."
+            script.notes.append(Note("image.dynamic_code", line, reason))
 
 
 def _called(words: Sequence[Word], rules: RuleSet) -> list[Word]:
@@ -209,6 +230,9 @@ def _verdicts(
     name = words[0].text
     base = posixpath.basename(name)
     texts = tuple(word.text for word in words)
+    script.moves = script.moves or base in _MOVES
+    if base in _MOVES and (len(texts) == 1 or texts[-1].startswith(_WRITTEN)):
+        yield True, "image.dynamic_code", "It changes into a folder that the job itself fills."
     if base in rules.shell_network:
         yield True, "image.network_module", f"It calls `{name[:_MAX_REASON]}`."
     elif UNKNOWN in name:
@@ -261,3 +285,5 @@ def _shell(
 def _adopt(script: Script, inner: Script, line: int) -> None:
     script.notes += [Note(note.rule, line, note.reason, note.grave) for note in inner.notes]
     script.starts += inner.starts
+    script.search += inner.search
+    script.moves = script.moves or inner.moves

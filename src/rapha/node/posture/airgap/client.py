@@ -8,7 +8,7 @@ import socket as sockets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from rapha.node.posture.airgap import wire
 from rapha.node.posture.airgap.hold import Hold
-from rapha.node.posture.airgap.links import default_wan
+from rapha.node.posture.airgap.links import default_wan, links
 from rapha.node.posture.airgap.model import Counters, Gap, Outcome, Reading, State
 from rapha.node.posture.airgap.probe import Target, probe, resolve
 from rapha.spec.refusals import Refused
@@ -27,7 +27,9 @@ __all__ = [
     "Hold",
     "Severed",
     "Target",
+    "await_open",
     "default_wan",
+    "interfaces",
     "local",
     "probe",
     "resolve",
@@ -141,6 +143,34 @@ def state(socket: Path) -> State:
         raise _unanswered(socket, error) from None
 
 
+def await_open(socket: Path, stopped: Callable[[], bool], deadline_s: float = _LIFT_S) -> None:
+    """Wait until an earlier gap is lifted; before the lock is taken, which would keep that gap closed.
+
+    Raises:
+        Refused: `posture.seal_failed` if the helper does not answer, does not know, or is not done in time;
+            `node.stopped` once `stopped` says so.
+    """
+    deadline = time.monotonic() + deadline_s
+    while (told := state(socket)).phase != "open":
+        if told.phase == "unknown" or time.monotonic() > deadline:
+            raise Refused("posture.seal_failed", f"an earlier gap is {told.phase}: {told.note}")
+        if stopped():
+            raise Refused("node.stopped")
+        time.sleep(_PAUSE_S)
+
+
+def interfaces() -> frozenset[str]:
+    """Names of this host's network interfaces.
+
+    Raises:
+        Refused: `posture.seal_failed` if the kernel does not say.
+    """
+    try:
+        return frozenset(one.name for one in links().values())
+    except OSError as error:
+        raise Refused("posture.seal_failed", f"network interfaces: {error.strerror}") from None
+
+
 def restore(socket: Path, force: bool, interface: str | None) -> State:
     """The operator's word (root only): restore now; with `force` though somebody holds the lock.
 
@@ -208,7 +238,10 @@ def _ask(path: Path, value: dict[str, Any], descriptor: int | None = None) -> St
         connection.settimeout(_ANSWER_S)
         connection.connect(str(path))
         wire.send(connection, value, descriptor)
-        answer, descriptors = wire.receive(connection, _ANSWER_S)
+        try:
+            answer, descriptors = wire.receive(connection, _ANSWER_S)
+        except Refused as refused:  # half an answer is none: the helper died over it
+            raise ConnectionError(refused.detail) from None
         wire.shut(descriptors)
         return wire.state(answer)
 
@@ -250,5 +283,7 @@ def _told(before: Reading, after: Reading) -> Counters:
 
 def _unanswered(path: Path, error: OSError) -> Refused:
     return Refused(
-        "posture.seal_failed", f"the air-gap helper does not answer at {path}: {error.strerror or error}"
+        "posture.seal_failed",
+        f"the air-gap helper does not answer at {path}: {error.strerror or error}; "
+        "is the service started, and may this user open its socket?",
     )

@@ -40,6 +40,7 @@ class Hold:
         path = folder.absolute() / _NAME
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            _check_private(folder.resolve(strict=True))
             # Readable, since the helper runs as another user and must be able to ask; who may do that is
             # decided by the folder.
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -120,6 +121,12 @@ class Watch:
         os.close(self.fd)
 
 
+def _check_private(folder: Path) -> None:
+    # Who can open the file can lock it, and so keep a hospital dark for ever without a job.
+    if all(one.stat().st_mode & stat.S_IXOTH for one in (folder, *folder.parents)):
+        raise Refused("posture.seal_failed", f"{folder}: any user could hold the lock; close a folder of it")
+
+
 def _open(path: str) -> int:
     try:
         # By its place first: opening a device does something, and the caller chose the path.
@@ -127,7 +134,8 @@ def _open(path: str) -> int:
         try:
             if not stat.S_ISREG(os.fstat(place).st_mode):
                 raise Refused("posture.seal_failed", f"hold {path}: not a regular file")
-            return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
+            # Without waiting for whoever has a lease on it (fcntl(2), F_SETLEASE).
+            return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         finally:
             os.close(place)
     except OSError as error:

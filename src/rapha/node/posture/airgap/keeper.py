@@ -1,6 +1,6 @@
 """The rule itself: the gap is closed by one request, and opens again only when nobody holds the lock.
 
-A table says which phase may follow which; every change is in the journal before it is made.
+What closes the gap is in the journal before it is done.
 """
 
 from __future__ import annotations
@@ -84,12 +84,13 @@ class Keeper:
         """
         if not self.idle:
             raise Refused("posture.seal_failed", self._unknown or "an earlier gap is not lifted yet")
-        lock, watch = Watch.adopt(request.hold, given)
+        watch = None
         try:
-            record = engine.prepare(request, lock)
-            self._to(record)
+            lock, watch = Watch.adopt(request.hold, given)
+            self._to(engine.prepare(request, lock))
         except (Refused, OSError) as error:
-            watch.close()
+            if watch:
+                watch.close()
             raise _refused(error) from None
         self._watch = watch
         try:
@@ -105,12 +106,13 @@ class Keeper:
             return
         if record.phase != "restoring":
             self._look(record)
-        if not self._free():
-            return
-        self._lift()
+            if not self._free():
+                return
+        self._lift()  # once begun it is open already, whoever takes the lock meanwhile
 
     def restore(self, force: bool, interface: str | None) -> State:
-        """The operator's word. Without `force` it only asks the lock at once.
+        """The operator's word. Without `force` it only asks the lock at once; with it a second time, what
+        could not be put back by then is given up.
 
         Raises:
             Refused: `posture.seal_failed` if somebody holds the lock, or the journal can't be read, and
@@ -121,20 +123,18 @@ class Keeper:
             self.tick()
             return self.state()
         try:
-            if self._record:
-                if self._held():
-                    self._write(
-                        self._record.now(broken=self._record.broken or "an operator restored it by force")
-                    )
-                self._lift()
-            nftables.remove()
+            if self._record and not self._unknown:
+                begun = self._record.phase == "restoring"
+                self._lift("an operator restored it by force" if self._held() else "")
+                if begun and self._record:
+                    self._forget(self._note)
+            else:
+                nftables.remove()
+                self._forget()
             if interface:
                 engine.force_up(interface)
         except OSError as error:
             raise _refused(error) from None
-        note = self._note
-        self._forget()
-        self._note = note
         return self.state()
 
     def _outcome(self) -> Outcome | None:
@@ -185,18 +185,19 @@ class Keeper:
             why = told or engine.breach(record)
             if why:
                 self._close_again(record.now(broken=record.broken or why))
-        except OSError as error:
-            self._note = f"the kernel does not answer: {error.strerror or error}"
+        except (Refused, OSError) as error:
+            self._note = _refused(error).detail
 
     def _close_again(self, record: Record) -> None:
-        # Nothing that was broken is mended by this; but what still lives shall reach nobody from here on.
-        if record != self._record:
-            self._write(record)
+        # Nothing that was broken is mended by this; but what still lives shall reach nobody from here on. The
+        # wall comes first: that it is to stand is in the journal, and a full disk must not leave it open.
         engine.seal(record)
         if record.mode == "nftables":
-            self._write(record.now(tables=nftables.handles()))
+            record = record.now(tables=nftables.handles())
         if self._monitor:
             self._monitor.drain()
+        if record != self._record:
+            self._write(record)
 
     def _free(self) -> bool:
         record = self._current()
@@ -209,21 +210,27 @@ class Keeper:
         self._free_since = self._free_since or now
         return now - self._free_since >= engine.SETTLE_S
 
-    def _lift(self) -> None:
-        record = self._current()
+    def _lift(self, forced: str = "") -> None:
         try:
-            if record.phase != "restoring":
-                record = self._judged(record)
-                self._to(record)
+            record = self._restoring(self._current(), forced)
             missing = engine.restore(record, onlink=self._tries > _PATIENT_TRIES)
             self._tries += 1
+            if not missing:
+                self._end(record)
+                return
+            self._note = f"restoring: still missing {missing}"
         except (OSError, Refused) as error:
             self._note = f"restoring: {_refused(error).detail}"
-            return
-        if missing:
-            self._note = f"restoring: still missing {missing}"
-            return
-        self._end(record)
+
+    def _restoring(self, record: Record, forced: str) -> Record:
+        if record.phase != "restoring":
+            record = self._judged(record.now(broken=record.broken or forced))
+            try:
+                self._write(record)
+            except Refused as refused:
+                # A full disk shall not keep a hospital dark; a helper after this one calls the gap broken.
+                self._note = refused.detail
+        return record
 
     def _judged(self, record: Record) -> Record:
         """The record with its last reading, and what that says about the time before."""
@@ -247,25 +254,26 @@ class Keeper:
         self._last = outcome
         self._forget()
 
-    def _forget(self) -> None:
-        if self._watch:
-            self._watch.close()
-        if self._monitor:
-            self._monitor.close()
+    def _forget(self, note: str = "") -> None:
         self._journal.set_aside(RECORD)
+        for one in (self._watch, self._monitor):
+            if one:
+                one.close()
         self._record = self._watch = self._monitor = self._free_since = None
-        self._unknown = self._note = ""
+        self._unknown, self._note = "", note
         self._tries = 0
 
     def _to(self, record: Record) -> None:
         phase = self._record.phase if self._record else None
         if record.phase not in NEXT[phase]:
             raise Refused("posture.seal_failed", f"{record.phase} does not follow {phase}")
-        self._write(record)
-
-    def _write(self, record: Record) -> None:
         self._journal.write(record)
         self._record = record
+
+    def _write(self, record: Record) -> None:
+        # What is known of a gap that is closed is known even where it can't be written.
+        self._record = record
+        self._journal.write(record)
 
     def _current(self) -> Record:
         if self._record is None:

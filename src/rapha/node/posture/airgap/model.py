@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from rapha.node.posture.airgap.expressions import Network
 from rapha.spec.base import PLAIN, Model, One, Sha256
+from rapha.spec.lan import ranges as lan_ranges
 from rapha.spec.refusals import Refused
 
 Mode = Literal["link", "nftables"]
 Phase = Literal["severing", "severed", "restoring"]
 MAX_RANGES: Final = 64
-_SHORTEST: Final = {4: 8, 6: 16}
 
 Interface = Annotated[str, StringConstraints(pattern=r"^[!-.0-9;-~]{1,15}$")]
 """What the kernel takes for a name (IFNAMSIZ 16, no space, slash or colon)."""
 Natural = Annotated[int, Field(ge=0)]
-Text = Annotated[str, StringConstraints(max_length=4096)]
+Text = Annotated[str, AfterValidator(lambda text: text[:4096])]
+"""What a person reads. Cut, not refused: it names paths that a caller chose, and a helper that can't say what
+is wrong is no helper."""
 Hex = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{2}){1,8192}$")]
 FilePath = Annotated[str, StringConstraints(pattern=PLAIN, min_length=1, max_length=4096)]
 
@@ -176,24 +177,12 @@ Request = Sever | Lift | Ask | Restore
 
 
 def networks(lan: Iterable[str]) -> tuple[Network, ...]:
-    """LAN ranges, read strictly.
+    """LAN ranges, as `rapha.spec.lan` reads them.
 
     Raises:
-        Refused: `posture.seal_failed` for what is no range in canonical form, leads out into the world, or is
-            not unicast.
+        Refused: `posture.seal_failed`.
     """
-    return tuple(_network(text) for text in lan)
-
-
-def _network(text: str) -> Network:
     try:
-        found = ipaddress.ip_network(text)
-    except ValueError:
-        raise Refused("posture.seal_failed", f"LAN range {text!r}: not a network") from None
-    if str(found) != text:
-        raise Refused("posture.seal_failed", f"LAN range {text!r}: write it as {found}")
-    if found.prefixlen < _SHORTEST[found.version]:
-        raise Refused("posture.seal_failed", f"LAN range {text}: wider than /{_SHORTEST[found.version]}")
-    if found.is_multicast or found.is_unspecified or found.is_loopback:
-        raise Refused("posture.seal_failed", f"LAN range {text}: not unicast")
-    return found
+        return lan_ranges(lan)
+    except ValueError as error:
+        raise Refused("posture.seal_failed", str(error)) from None

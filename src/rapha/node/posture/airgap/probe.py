@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 import threading
@@ -15,6 +16,9 @@ Verdict = Literal["unreachable", "reachable", "unknown"]
 
 _DEADLINE_S: Final = 1.5
 _RESOLVE_S: Final = 5.0
+_NO_FAMILY: Final = {errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT}
+_NOT_TRIED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
+"""What this host lacks says nothing about the network."""
 _ANSWERED: Final = {errno.ECONNREFUSED, errno.ECONNRESET, errno.EPROTO}
 """A host that refuses is a host that was reached."""
 
@@ -57,7 +61,7 @@ def probe(host: str, port: int, known: Sequence[Target] = ()) -> Verdict:
 
     Returns:
         `unreachable` if the network refused or nobody answered at any address; `unknown` if no address is
-        known, so that nothing was tried.
+        known or a try could not be made.
     """
     targets = dict.fromkeys([*known, *resolve(host, port)])
     if not targets:
@@ -69,19 +73,29 @@ def probe(host: str, port: int, known: Sequence[Target] = ()) -> Verdict:
                 if _start(target, kind, tries):
                     return "reachable"
         return "reachable" if _answered(tries) else "unreachable"
+    except OSError:  # a socket that could not be made reached nobody, which proves nothing
+        return "unknown"
     finally:
         for one in tries:
             one.close()
 
 
 def _start(target: Target, kind: socket.SocketKind, tries: list[socket.socket]) -> bool:
-    """Begin one try, kept in `tries` while it is open; True if it was answered at once."""
+    """Begin one try, kept in `tries` while it is open; True if it was answered at once.
+
+    Raises:
+        OSError: if this host could not make it.
+    """
     try:
         one = socket.socket(target.family, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    except OSError:  # this host does not speak the family
-        return False
+    except OSError as refused:
+        if refused.errno in _NO_FAMILY:
+            return False
+        raise
     tries.append(one)
     error = one.connect_ex(target.address)
+    if error in _NOT_TRIED:
+        raise OSError(error, os.strerror(error))
     if kind == socket.SOCK_DGRAM and error == 0:
         try:
             one.send(b"\0")

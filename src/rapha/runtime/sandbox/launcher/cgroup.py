@@ -23,10 +23,13 @@ class Files(NamedTuple):
     peak: str
     events: str
     tasks: str
+    cpu: str
 
 
-_V1: Final = Files("memory.limit_in_bytes", "memory.max_usage_in_bytes", "memory.oom_control", "pids.max")
-_V2: Final = Files("memory.max", "memory.peak", "memory.events", "pids.max")
+_V1: Final = Files(
+    "memory.limit_in_bytes", "memory.max_usage_in_bytes", "memory.oom_control", "pids.max", "cpuacct.usage"
+)
+_V2: Final = Files("memory.max", "memory.peak", "memory.events", "pids.max", "cpu.stat")
 
 
 class Group(NamedTuple):
@@ -57,6 +60,13 @@ class Group(NamedTuple):
         text = self._get(self.files.peak).strip()
         return int(text) if text.isdigit() else 0
 
+    def cpu_s(self) -> float:
+        """Seconds of CPU, also of processes that nobody waited for; 0 where they are not counted."""
+        words = self._get(self.files.cpu).split()
+        if words[:1] == ["usage_usec"]:
+            return int(words[1]) / 1e6
+        return int(words[0]) / 1e9 if words and words[0].isdigit() else 0.0
+
     def remove(self) -> None:
         """Delete the directories, all of whose processes are dead."""
         for path in self.paths:
@@ -84,7 +94,7 @@ def make(memory_bytes: int, tasks: int) -> Group | None:
 
 
 def _parents() -> list[tuple[Files, list[str]]]:
-    """Where a cgroup could be made: the caller's own in version 2, then in version 1's two controllers."""
+    """Where a cgroup could be made: the caller's own in version 2, then in version 1's three controllers."""
     own: dict[str, str] = {}
     for line in _read("/proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -95,7 +105,11 @@ def _parents() -> list[tuple[Files, list[str]]]:
         fields, _, tail = line.partition(" - ")
         root, point = fields.split(" ")[3:5]
         kind, _, options = tail.split(" ", 2)
-        named = [c for c in ("memory", "pids") if c in options.split(",")] if kind == "cgroup" else [""]
+        named = (
+            [c for c in ("memory", "pids", "cpuacct") if c in options.split(",")]
+            if kind == "cgroup"
+            else [""]
+        )
         if kind not in {"cgroup", "cgroup2"} or not named or named[0] not in own:
             continue
         path = f"{point}/{own[named[0]].removeprefix(root.rstrip('/'))}".replace("//", "/").rstrip("/")

@@ -57,6 +57,15 @@ class Root:
             raise OSError(number, os.strerror(number), f"/{dest}")
         return f"{self.path}/{dest}"
 
+    def empty(self, dest: str) -> None:
+        """Make the folder `dest` (relative) one of our own with nothing in it, whatever the image has there.
+
+        Raises:
+            OSError: as `place`.
+        """
+        self.place(dest, folder=True)
+        self._cover(dest)
+
     def need_folder(self, path: str) -> None:
         """OSError if a process inside could not change to `path`."""
         os.close(system.open_under(self._fd, path, os.O_PATH | os.O_DIRECTORY))

@@ -66,8 +66,10 @@ def build(order: Order) -> Stage:
     try:
         runner = [] if order.runsc else interpreter.parts()
         loader = b"" if order.runsc else interpreter.loader()
-        mounts = [*order.mounts, *runner]
-        opened = [(_open(source) if source else -1, dest) for source, dest in mounts]
+        given, ours = (
+            [(_open(source) if source else -1, dest) for source, dest in parts]
+            for parts in (order.mounts, runner)
+        )
         image = _open(order.root) if order.root else -1
         programs = [_open(path) if path else -1 for path in (order.bwrap, order.libraries, *order.runsc[:1])]
         job = _identity(order, uid)
@@ -76,9 +78,9 @@ def build(order: Order) -> Stage:
         system.mount("rapha", ROOT, "tmpfs", _QUIET, "mode=0755,size=4m,nr_inodes=16384")
         places = [_bind(fd, f"{ROOT}/program{n}", owners) for n, fd in enumerate(programs)]
         if loader:
-            opened.append((_open(_file("loader", loader)), interpreter.LOADER))
+            ours.append((_open(_file("loader", loader)), interpreter.LOADER))
         return Stage(
-            root=_root(image, opened, order.cwd, owners),
+            root=_root(image, given, ours, order.cwd, owners),
             bwrap=places[0],
             libraries=places[1] if order.libraries else "",
             runsc=places[2] if order.runsc else "",
@@ -127,17 +129,30 @@ def _group(uid: int) -> int:
     return os.getegid() if uid == os.geteuid() else uid
 
 
-def _root(image: int, opened: list[tuple[int, str]], cwd: str, owners: int) -> str:
+_Opened = list[tuple[int, str]]
+"""A descriptor, -1 for an empty directory, and where it goes."""
+
+
+def _root(image: int, given: _Opened, ours: _Opened, cwd: str, owners: int) -> str:
     root = Root(_bind(image, f"{ROOT}/root", owners))
     try:
         root.furnish(image >= 0)
-        for fd, dest in opened:
-            folder = fd < 0 or os.path.isdir(f"/proc/self/fd/{fd}")  # noqa: PTH112
-            _attach(fd, root.place(dest[1:], folder), owners)
+        _fill(root, given, owners)
+        if ours:
+            # Python and its loader look beside themselves (pyvenv.cfg, python311.zip, glibc-hwcaps): what the
+            # image has there would run before the wall stands.
+            root.empty(interpreter.HOME[1:])
+        _fill(root, ours, owners)
         root.need_folder(cwd)  # here, since gVisor says nothing of what it lacks
     finally:
         root.close()
     return root.path
+
+
+def _fill(root: Root, opened: _Opened, owners: int) -> None:
+    for fd, dest in opened:
+        folder = fd < 0 or os.path.isdir(f"/proc/self/fd/{fd}")  # noqa: PTH112
+        _attach(fd, root.place(dest[1:], folder), owners)
 
 
 def _file(name: str, content: bytes) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
+import _thread
 import json
 import os
 import resource
@@ -15,6 +15,7 @@ from rapha.runtime.sandbox.launcher import landlock, lock, observe, sentry, tree
 from rapha.runtime.sandbox.launcher.cgroup import Group
 from rapha.runtime.sandbox.launcher.enter import Pipes, exec_bubblewrap
 from rapha.runtime.sandbox.launcher.order import Order, Report
+from rapha.runtime.sandbox.launcher.sink import KEPT, Sink
 from rapha.runtime.sandbox.launcher.stage import Stage
 
 _TICK_S: Final = 0.05
@@ -29,45 +30,18 @@ _BUSY_SHARE: Final = 4
 """A tick is at least this many times what the last count took, so that a crowd can't eat a core."""
 _DEATH_S: Final = 10.0
 _CHUNK: Final = 1 << 16
-_DETAIL: Final = 2000
+_LAST_WORDS_S: Final = 1.0
 _STATUS, _REPORT = 0, -1
 _STREAMS: Final = (1, 2, _STATUS, _REPORT)
 """What comes through each pipe of `Pipes`."""
 _EXIT_CODES: Final = {"timeout": 124, "memory": 137, "killed": 137}
 _NOT_BUILT, _NOT_EXECUTED = 125, 127
-_CONTROLS: Final = dict.fromkeys({*range(32), *range(127, 160)} - {*b"\n\r\t"})
-"""What a terminal would obey, the 8-bit forms (C1) among it; the job's words may not drive the terminal of
-who runs it."""
 _SIGNALLED: Final = 128
 _CPU_SIGNALS: Final = (_SIGNALLED + signal.SIGKILL, _SIGNALLED + signal.SIGXCPU)
 
 
 class UnkillableError(Exception):
     """Processes of the sandbox outlive SIGKILL; nothing may be collected from under them."""
-
-
-class Sink:
-    """stdout and stderr of the sandbox: kept up to a cap, then read and dropped, so that it never blocks."""
-
-    def __init__(self, log: int, cap: int, terminal: bool) -> None:
-        self._log, self._left, self._terminal = log, cap, terminal
-        self._decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in (1, 2)}
-        self.head = b""
-
-    def take(self, data: bytes, stream: int) -> None:
-        """Account for `data` of stream 1 or 2."""
-        kept, self._left = data[: self._left], self._left - min(self._left, len(data))
-        if self._log >= 0:
-            _write_all(self._log, kept)
-        if self._terminal:
-            _write_all(stream, self._harmless(data, stream) if os.isatty(stream) else data)
-        if stream == 2 and len(self.head) < _DETAIL:
-            self.head += data[: _DETAIL - len(self.head)]
-
-    def _harmless(self, data: bytes, stream: int) -> bytes:
-        """UTF-8 without controls. What is no UTF-8 becomes U+FFFD: alone, a byte of a character may be one of
-        them. A character that ends in the next chunk waits for it."""
-        return self._decoders[stream].decode(data).translate(_CONTROLS).encode()
 
 
 class Supervisor:
@@ -78,9 +52,10 @@ class Supervisor:
         self._sink = Sink(order.log, order.log_bytes, order.terminal)
         self._status = self._reported = b""
         self._walls: dict[str, str] = {}
-        self._maps = tree.Maps()
+        self._maps, self._times = tree.Maps(), tree.Times()
         self._used = self._peak = 0
         self._streams: dict[int, int] = {}
+        self._handed_on: _thread.LockType | None = None
         self._cpu_s = 0.0
 
     def run(self) -> Report:
@@ -100,8 +75,9 @@ class Supervisor:
         finally:
             os.close(pidfd)
             self._end_tree()
+            wall_s = time.monotonic() - started
             self._drain()
-        return self._report(ending, detail, time.monotonic() - started)
+        return self._report(ending, detail, wall_s)
 
     def _fork(self) -> int:
         ends = [os.pipe() for _ in Pipes._fields]
@@ -112,7 +88,9 @@ class Supervisor:
             exec_bubblewrap(self._order, self._stage, self._group, pipes, launcher)
         for fd in pipes:
             os.close(fd)
-        self._streams = dict(zip((reader for reader, _ in ends), _STREAMS, strict=True))
+        streams = dict(zip((reader for reader, _ in ends), _STREAMS, strict=True))
+        self._streams = {fd: stream for fd, stream in streams.items() if stream in {_STATUS, _REPORT}}
+        self._handed_on = self._sink.follow({fd: n for fd, n in streams.items() if fd not in self._streams})
         return child
 
     def _watch(self, pidfd: int, started: float) -> str:
@@ -146,7 +124,7 @@ class Supervisor:
 
     def _safe_s(self) -> float:
         """How long from the last count no limit can be passed."""
-        processors = len(os.sched_getaffinity(0))
+        processors = os.cpu_count() or 1  # a job may leave the few that the launcher was pinned to
         filled = (self._order.memory_bytes - self._used) / (_FASTEST_BYTES_S * processors)
         return min(_LONGEST_TICK_S, filled, (self._order.cpu_s - self._cpu_s) / processors)
 
@@ -154,10 +132,9 @@ class Supervisor:
         pids = tree.descendants(os.getpid())
         held = sum(map(tree.tmpfs_bytes, (self._stage.out, self._stage.tmp, self._stage.shm)))
         held += sentry.memory_bytes(pids) if self._order.runsc else self._in_kernel(pids, held)
-        use = tree.measure(pids, self._order.memory_bytes - held)
-        self._used = use.memory_bytes + held
+        self._used = held + tree.memory_bytes(os.getpid(), self._order.memory_bytes - held)
         self._peak = max(self._peak, self._used)
-        self._cpu_s = max(self._cpu_s, use.cpu_s)
+        self._cpu_s = max(self._cpu_s, self._times.cpu_s(pids), self._group.cpu_s() if self._group else 0.0)
         if self._used > self._order.memory_bytes:
             return "memory"
         if self._group.killed_for_memory() if self._group else tree.host_is_short():
@@ -165,12 +142,13 @@ class Supervisor:
         return "timeout" if self._cpu_s > self._order.cpu_s else ""
 
     def _in_kernel(self, pids: list[int], held: int) -> int:
-        """Memory that is in no process and a cgroup would count: what sockets may hold, and mappings."""
+        """Memory that is in no process and a cgroup would count: what pipes and sockets may hold, and
+        mappings."""
         if self._group:
             return 0
         init = self._said("child-pid")
-        sockets = tree.socket_bytes(init) if init else 0
-        return sockets + self._maps.memory_bytes(pids, self._order.memory_bytes - held - sockets)
+        queues = tree.pipe_bytes(pids) + (tree.socket_bytes(init) if init else 0)
+        return queues + self._maps.memory_bytes(pids, self._order.memory_bytes - held - queues)
 
     def _observe(self) -> None:
         init = self._said("child-pid")
@@ -197,10 +175,8 @@ class Supervisor:
             case stream if stream == _STATUS:
                 self._status += data
                 self._observe()
-            case stream if stream == _REPORT:
-                self._reported += data[: _DETAIL - len(self._reported)]
-            case stream:
-                self._sink.take(data, stream)
+            case _:
+                self._reported += data[: KEPT - len(self._reported)]
         return bool(data)
 
     def _end_tree(self) -> None:
@@ -224,10 +200,18 @@ class Supervisor:
             while self._read(fd):
                 pass
             os.close(fd)
+        killed = select.poll()
+        killed.register(self._order.control, select.POLLIN)
+        wait_s = _LAST_WORDS_S
+        while self._handed_on and not self._handed_on.acquire(timeout=wait_s):
+            wait_s = _TICK_S
+            if killed.poll(0):  # whoever reads the output may take their time, until they have us killed
+                return
 
     def _report(self, ending: str, detail: str, wall_s: float) -> Report:
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu_s = max(self._cpu_s, usage.ru_utime + usage.ru_stime)
+        counted = self._group.cpu_s() if self._group else 0.0
+        cpu_s = max(self._cpu_s, usage.ru_utime + usage.ru_stime, counted)
         code = self._said("exit-code")
         failure = self._failure()
         if not ending:
@@ -260,11 +244,3 @@ class Supervisor:
         if not self._order.runsc and not lock.failure(self._stage.landlock, self._reported, "")[0]:
             observed = observed | {"landlock": landlock.describe(self._stage.landlock)}
         return self._stage.walls | observed | {"limits": ", ".join([*limits, "supervisor", "rlimits"])}
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    while data:
-        try:
-            data = data[os.write(fd, data) :]
-        except OSError:
-            return  # a full disk or a closed terminal must not end the job: the text is dropped

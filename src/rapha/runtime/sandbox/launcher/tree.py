@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from typing import Final
 
 _TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
 _HELD_KEYS: Final = ("RssAnon:", "VmSwap:", "HugetlbPages:")
@@ -15,6 +16,10 @@ _USUAL_SEND_BUFFER: Final = 212_992
 _MAP_BYTES: Final = 320
 """A vm_area_struct, and its share of the tree that they hang in (x86-64, Linux 6)."""
 _COUNTS_A_TICK: Final = 4
+_ROUNDS: Final = 8
+_USUAL_DESCRIPTORS: Final = 64
+_DESCRIPTOR_BYTES: Final = 6144
+"""Half of a pipe past the pages that a user may have in larger ones (pipe(7)): two pages, inode and files."""
 _INODE_BYTES: Final = 1024
 """What tmpfs itself reckons for an inode, and takes off for each KiB of extended attributes."""
 _SHARE_KEYS: Final = ("Pss_Anon:", "SwapPss:", "Private_Hugetlb:", "Shared_Hugetlb:")
@@ -24,13 +29,6 @@ _TABLE_KEYS: Final = ("VmPTE:",)
 File pages are left out, since the kernel takes those back when it needs them. So are shared pages: the filter
 lets a job make them only in its tmpfs, whose size is added whole, mapped or not.
 """
-
-
-class Use(NamedTuple):
-    """A sum over a tree at one moment."""
-
-    memory_bytes: int
-    cpu_s: float
 
 
 def can_walk() -> bool:
@@ -43,12 +41,15 @@ def descendants(root: int) -> list[int]:
     found: list[int] = []
     queue = [root]
     while queue:
-        parent = queue.pop()
-        for thread in listed(f"/proc/{parent}/task"):
-            children = [int(pid) for pid in _read(f"/proc/{parent}/task/{thread}/children").split()]
-            found += children
-            queue += children
+        children = _children(queue.pop())
+        found += children
+        queue += children
     return found
+
+
+def _children(parent: int) -> list[int]:
+    threads = listed(f"/proc/{parent}/task")
+    return [int(pid) for tid in threads for pid in _read(f"/proc/{parent}/task/{tid}/children").split()]
 
 
 def kill(root: int) -> None:
@@ -60,16 +61,35 @@ def kill(root: int) -> None:
             continue
 
 
-def measure(pids: list[int], limit_bytes: int) -> Use:
-    """Memory and CPU of `pids`.
+def memory_bytes(root: int, limit_bytes: int) -> int:
+    """What everything below `root` holds.
 
     Pages that a fork shares are first counted once for each process, which is cheap; only if that passes
     `limit_bytes` are they divided among their users, and that is returned.
     """
-    memory = sum(_held(pid) for pid in pids)
-    if memory > limit_bytes:
-        memory = sum(_share(pid) for pid in pids)
-    return Use(memory, sum(map(_cpu_s, pids)))
+    memory = _census(root, _held)
+    return _census(root, _share) if memory > limit_bytes else memory
+
+
+def _census(root: int, read: Callable[[int], int]) -> int:
+    """The sum of `read` over everything below `root`, each process read in the moment that it is met.
+
+    A process may pass all that it holds to a child and be gone before it is read: as often as one is found
+    gone, those that were not met yet are looked for again.
+    """
+    met: dict[int, int] = {}
+    for _ in range(_ROUNDS):
+        gone, queue = False, [root]
+        while queue:
+            parent = queue.pop()
+            for pid in reversed(_children(parent)):  # who came last is soonest gone
+                if pid not in met:
+                    met[pid] = read(pid)
+                    gone |= not met[pid]
+                queue.append(pid)
+        if not gone:
+            break
+    return sum(met.values())
 
 
 def _held(pid: int) -> int:
@@ -119,6 +139,33 @@ class Maps:
         return sum(self._counted.get(pid, largest) for pid in pids) * _MAP_BYTES
 
 
+class Times:
+    """CPU time of a tree, what of it has ended included.
+
+    The time of a child that nobody waits for (SIGCHLD ignored) is added to no parent's: what each process was
+    last seen with is kept. What lives and dies between two counts is missed, where no cgroup counts it.
+    """
+
+    def __init__(self) -> None:
+        self._living: dict[tuple[int, str], float] = {}
+        self._ended_s = 0.0
+
+    def cpu_s(self, pids: list[int]) -> float:
+        """Seconds, at least: the living with whom they waited for, or all own times if that is more."""
+        before, self._living = self._living, {}
+        total = 0.0
+        for pid in pids:
+            # Fields 14 to 17 and 22 of proc_pid_stat(5): own time, that of children it waited for, and its
+            # start, since numbers are used again. The name before may hold anything.
+            fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+            if fields:
+                own, waited = (sum(map(int, fields[at : at + 2])) * _TICK_S for at in (11, 13))
+                total += own + waited
+                self._living[pid, fields[19]] = own
+        self._ended_s += sum(own for process, own in before.items() if process not in self._living)
+        return max(total, self._ended_s + sum(self._living.values()))
+
+
 def tmpfs_bytes(path: str) -> int:
     """What the tmpfs at `path` holds, inodes included."""
     about = os.statvfs(path)
@@ -137,6 +184,13 @@ def socket_bytes(pid: int) -> int:
             # Twice, since one more message is admitted while there is any room.
             return int(rest) * 2 * int(_read(_SEND_BUFFER) or _USUAL_SEND_BUFFER)
     return 0
+
+
+def pipe_bytes(pids: list[int]) -> int:
+    """What the pipes of `pids` can hold in the kernel, by the sizes of their tables of descriptors; the
+    smallest is free."""
+    sizes = (int(status(pid).get("FDSize", "0")) for pid in pids)
+    return sum(max(0, size - _USUAL_DESCRIPTORS) * _DESCRIPTOR_BYTES for size in sizes)
 
 
 def host_is_short() -> bool:
@@ -166,12 +220,6 @@ def _kilobytes(path: str, keys: tuple[str, ...]) -> int:
         if line.startswith(keys):
             total += int(line.split()[1])
     return total * 1024
-
-
-def _cpu_s(pid: int) -> float:
-    # Fields 14 to 17: its own time and that of children it waited for. The name before may hold anything.
-    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) * _TICK_S if fields else 0.0
 
 
 def command(pid: int) -> str:
