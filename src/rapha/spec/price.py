@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Final
 
 from rapha.spec.release_plan import VERDICT_BITS, ReleasePlan, metric_bits
 from rapha.spec.surface import Quanta, steps
+
+GUARD_S: Final = 60
+"""Longest that the guard may take over the outputs, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +71,12 @@ def price_bits(context: PriceContext) -> dict[str, float]:
 def timing_bits(context: PriceContext) -> float:
     """What the moments can say: each is a multiple of the quantum after training began.
 
-    The job decides how long its entrypoint takes, and its predict entry where there are trusted metrics;
-    what the node and its people do afterwards it does not decide.
+    The job decides how long its entrypoint takes, its predict entry where there are trusted metrics, and to
+    some degree the guard over its outputs; what people do afterwards it does not decide.
     """
     runs = 2 if context.plan.trusted_metrics else 1
-    return context.moments * math.log2(steps(runs * context.wall_s, context.quanta.duration_s) + 1)
+    longest = runs * context.wall_s + GUARD_S
+    return context.moments * math.log2(steps(longest, context.quanta.duration_s) + 1)
 
 
 def covert_bound_bits(context: PriceContext) -> int:

@@ -27,9 +27,14 @@ class PolicySection(Model):
 
 
 class ScanSection(Model):
-    """Gate 3: what was scanned and with what result; `report` is the digest of the whole report."""
+    """Gate 3: what was scanned and with what result; `report` is the digest of the whole report.
+
+    Attributes:
+        base: diff ids of the allow-listed layers below what was scanned; empty for a slim image.
+    """
 
     image: ImageDigest
+    base: Annotated[tuple[ImageDigest, ...], Field(max_length=128)]
     scanner: Word
     report: Sha256
     refusals: Zero

@@ -11,7 +11,7 @@ from rapha.spec.sections import GuardSection, PolicySection, ScanSection
 SHA = "aa" * 32
 POLICY: dict[str, Any] = {"allow": True, "engine": "regopy 1.2", "bundles": [SHA], "input": SHA}
 SCAN: dict[str, Any] = {
-    **{"image": "sha256:" + SHA, "scanner": "rapha 1.0", "report": SHA},
+    **{"image": "sha256:" + SHA, "scanner": "rapha 1.0", "report": SHA, "base": []},
     **{"refusals": 0, "warnings": 3},
 }
 GUARD: dict[str, Any] = {

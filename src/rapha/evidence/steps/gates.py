@@ -81,7 +81,8 @@ def step_scan(case: Case) -> str:
     scan = ScanSection.parse(case.bundle["scan"], "scan")
     if scan.image != case.job.image:
         raise Refused("image.digest_mismatch", "another image was scanned")
-    return f"{scan.scanner}: no refusal, {scan.warnings} warnings"
+    below = f"; {len(scan.base)} layers below are the hospital's to vouch for" if scan.base else ""
+    return f"{scan.scanner}: no refusal, {scan.warnings} warnings{below}"
 
 
 def step_policy(case: Case) -> str:

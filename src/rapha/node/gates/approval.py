@@ -44,7 +44,7 @@ def approve(
         Refused: `policy.approval_*`, `node.stopped`, `job.cancelled`.
     """
     terms = admitted.agreement.terms
-    scope = describe_scope(admitted)
+    scope = describe_scope(node, admitted)
     changes = changed_since(node, admitted, scope)
     shown = {
         "company": terms.company.name,
@@ -79,13 +79,14 @@ def approve(
     return Approved(envelopes, scope)
 
 
-def describe_scope(admitted: Admitted) -> dict[str, Any]:
+def describe_scope(node: Node, admitted: Admitted) -> dict[str, Any]:
     """What an owner says yes to, field by field: code, data, and what may leave."""
     job = admitted.job
     plan = job.outputs
     return {
         "purpose": job.purpose,
         "image": job.image,
+        "runs_on": _runs_on(node, admitted),
         "entrypoint": list(job.entrypoint),
         "cohort": job.dump()["dataset"]["cohort"],
         "max_records": job.dataset.max_records,
@@ -95,6 +96,13 @@ def describe_scope(admitted: Admitted) -> dict[str, Any]:
         "self_reported": [f.name for f in plan.self_reported.fields] if plan.self_reported else [],
         "max_bytes": plan.max_bytes,
     }
+
+
+def _runs_on(node: Node, admitted: Admitted) -> str:
+    """The runtime below the code: nobody scans it, so a person should know which it is."""
+    base = admitted.image.base
+    names = [i.name for i in node.config.images if i.layers == base]
+    return f"{names[0]}, a full image on {len(base)} layers" if names else f"{node.config.runtime_name}, ours"
 
 
 def changed_since(node: Node, admitted: Admitted, scope: dict[str, Any]) -> dict[str, Any]:

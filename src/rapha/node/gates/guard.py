@@ -76,7 +76,7 @@ def guard(
     released = work / "released"
     released.mkdir(mode=0o700)
     # Always under bubblewrap, whatever walls the job had: it reads by openat2, which gVisor does not have.
-    report = run_in_process(trained.outputs, plan, released, scratch=work)
+    report = run_in_process(trained.outputs, plan, released, scratch=work, hold=hold)
     shutil.rmtree(trained.outputs)
     if not report.ok:
         failed = next((c for c in report.checks if c.verdict == "fail"), None)

@@ -33,6 +33,7 @@ class Scanned:
             raise Refused("policy.scan", refusals[0].reason)
         return ScanSection(
             image=self.report.digest,
+            base=self.report.base,
             scanner=self.report.scanner_version,
             report=canonical.digest(self.report.dump()),
             refusals=0,

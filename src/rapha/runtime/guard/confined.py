@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ from rapha.runtime.guard.report import REPORT_LIMIT, GuardReport, refusal
 from rapha.runtime.sandbox.bubblewrap import Bubblewrap
 from rapha.runtime.sandbox.interface import OUT, Ending, Limits, Mount, Sandbox, Spec
 from rapha.runtime.sandbox.pyruntime import LIB, PythonRuntime
+from rapha.spec.price import GUARD_S
 from rapha.spec.refusals import Refused
 from rapha.spec.release_plan import ReleasePlan
 
@@ -28,23 +30,25 @@ def run_in_process(
     directory: Path,
     plan: ReleasePlan,
     out: Path | None = None,
-    timeout_s: float = 60.0,
+    timeout_s: float = GUARD_S,
     sandbox: Sandbox | None = None,
     scratch: Path | None = None,
+    hold: int | None = None,
 ) -> GuardReport:
     """`inspect` in a sandboxed process (bubblewrap unless `sandbox` says otherwise).
 
     Check 1 runs here, without parsing anything, and copies; the sandbox sees the copies read-only, and
     what it writes is hashed again before it reaches `out`. Where the sandbox can't be built, or its
     process dies, is late or says nonsense, the report has `decided` false and `out` stays empty. Copies
-    lie below `scratch` (the system's temporary folder by default), which a node clears after a crash.
+    lie below `scratch` (the system's temporary folder by default), which a node clears after a crash. The
+    sandbox keeps `hold` open as long as it lives.
     """
     if in_use(out):
         return refusal(plan, Finding("guard.out", "the folder for released files is not an empty folder"))
     try:
         raw = reading.read_outputs(directory, plan)
         with tempfile.TemporaryDirectory(prefix="guard-", dir=scratch) as folder:
-            report, files = _run(Path(folder), raw, plan, timeout_s, sandbox or Bubblewrap())
+            report, files = _run(Path(folder), raw, plan, timeout_s, sandbox or Bubblewrap(), hold)
         if report.ok and out is not None:
             write_files(out, files)
     except Finding as finding:
@@ -55,7 +59,12 @@ def run_in_process(
 
 
 def _run(
-    scratch: Path, raw: dict[str, bytearray], plan: ReleasePlan, timeout_s: float, sandbox: Sandbox
+    scratch: Path,
+    raw: dict[str, bytearray],
+    plan: ReleasePlan,
+    timeout_s: float,
+    sandbox: Sandbox,
+    hold: int | None,
 ) -> tuple[GuardReport, dict[str, bytearray]]:
     given, made = scratch / "in", scratch / "out"
     (given / "outputs").mkdir(parents=True)
@@ -65,7 +74,7 @@ def _run(
     (given / "request.json").write_bytes(encode_request(Path(_IN, "outputs"), plan, Path(OUT)))
     for path in (given, *given.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o444)
-    outcome = sandbox.start(_spec(given, made, plan, timeout_s)).wait()
+    outcome = sandbox.start(replace(_spec(given, made, plan, timeout_s), hold=hold)).wait()
     if outcome.ending is Ending.timeout:
         raise Finding("guard.time", f"no answer within {timeout_s} s")
     if outcome.ending is not Ending.exited or outcome.exit_code not in (0, 1, 3) or outcome.anomalies:

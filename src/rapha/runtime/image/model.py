@@ -70,7 +70,7 @@ class Limits:
 
 SLIM: Final = Limits()
 FULL: Final = Limits(
-    stored=16 * _GIB, unpacked=40 * _GIB, entries=400_000, layers=128, depth=64, names=64 * 1024 * 1024
+    stored=16 * _GIB, unpacked=40 * _GIB, entries=300_000, layers=128, depth=64, names=64 * 1024 * 1024
 )
 DEFAULT_LIMITS: Final = SLIM
 
