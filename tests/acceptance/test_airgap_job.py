@@ -29,7 +29,9 @@ from rapha.testing import stack as stacks
 from rapha.testing.killer import KILLER
 from rapha.testing.stack import RAPHA, Delivered, Stack
 
-PEER, HOSPITAL, WAN = "10.203.77.1", "10.203.77.2", "wan0"
+# Of this process alone: what a killed run left on the host is in nobody's way.
+NETWORK = f"10.{203 + os.getpid() // 250 % 40}.{os.getpid() % 250}"
+PEER, HOSPITAL, WAN = f"{NETWORK}.1", f"{NETWORK}.2", "wan0"
 pytestmark = [
     pytest.mark.peer("ip"),
     pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace with a peer outside it needs root"),

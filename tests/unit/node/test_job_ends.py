@@ -237,3 +237,13 @@ def test_whatever_lies_on_the_desk_it_is_cleared(node: Any, tmp_path: Path, kind
     node.desk.clear(JOB)
     assert not folder.exists() and not folder.is_symlink()
     assert (outside / "kept").exists()
+
+
+def test_an_end_is_never_told_before_the_time_that_its_receipt_states() -> None:
+    for fraction in range(4):
+        clock = Clock(1)
+        time.sleep(0.25 * fraction)
+        clock.start()
+        stated = clock.boundary().timestamp()
+        clock.wait_for_boundary()
+        assert time.time() >= stated
