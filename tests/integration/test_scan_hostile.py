@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rapha.runtime.image import File, Image, build
@@ -165,6 +165,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 @given(
     damaged(), st.sampled_from(["m.pt", "m.bin", "m.so", "m.tar", "m.npy", "run.sh", "m.keras", "x.ipynb"])
 )
+@example(b"S'\\\xa4'\n.", "m.pt")  # an escape that CPython warns of
 def test_damaged_files_give_notes(data: bytes, name: str) -> None:
     notes = list(judge(Blob(name, Memory(data)), default_rules(), Budget()))
     assert all(note.rule.startswith("image.") for note in notes)

@@ -58,8 +58,13 @@ class Desk:
             Refused: `policy.approval_invalid` for a request that is not readable.
         """
         found = []
-        for path in sorted(self.root.glob("*/*.request.json"), key=lambda p: p.stat().st_mtime):
-            request = _read(path)
+        for path in sorted(self.root.glob("*/*.request.json"), key=_written):
+            try:
+                request = _read(path)
+            except Refused:
+                if path.exists():
+                    raise
+                continue  # the node took it off the desk meanwhile
             answers = path.parent.glob(f"{request['kind']}.*.json")
             request["answered"] = sorted(p.name.split(".")[1] for p in answers if p != path)
             found.append(request)
@@ -180,6 +185,14 @@ def _envelope(path: Path) -> Any:
     finally:
         os.close(fd)
     return canonical.loads(data, limit=MAX_ANSWER)
+
+
+def _written(path: Path) -> float:
+    """When; a request that is gone meanwhile comes first."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _read(path: Path) -> dict[str, Any]:

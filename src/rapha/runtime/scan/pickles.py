@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickletools
 import re
+import warnings
 from dataclasses import dataclass, field
 from typing import BinaryIO, Final
 
@@ -81,6 +82,11 @@ class _Machine:
 
     def run(self, stream: BinaryIO, most: int) -> bool:
         """Read one pickle; False where it does not come to its STOP."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes in its texts, which are the submitter's
+            return self._run(stream, most)
+
+    def _run(self, stream: BinaryIO, most: int) -> bool:
         walked = self._walked
         try:
             for opcode, argument, _ in pickletools.genops(stream):
