@@ -123,9 +123,11 @@ class Supervisor:
                 return ""
 
     def _safe_s(self) -> float:
-        """How long from the last count no limit can be passed."""
+        """How long from the last count no limit can be passed: of memory, where a cgroup holds it, never."""
         processors = os.cpu_count() or 1  # a job may leave the few that the launcher was pinned to
         filled = (self._order.memory_bytes - self._used) / (_FASTEST_BYTES_S * processors)
+        if self._group:
+            filled = _LONGEST_TICK_S
         return min(_LONGEST_TICK_S, filled, (self._order.cpu_s - self._cpu_s) / processors)
 
     def _passed_limit(self) -> str:
