@@ -131,7 +131,7 @@ FORGERIES: Final = (
     Forgery("another job's surface", "surface", sections=_set("surface", "job_id", to="0" * 64)),
     Forgery("a surface that failed", "surface", sections=lambda p: p["surface"].update(_FAILED)),
     Forgery("a surface with a detail", "surface", sections=_set("surface", "detail", to="patient 7")),
-    Forgery("another metric told", "surface", sections=_set("surface", "metrics", "auroc", to=0.999)),
+    Forgery("another metric told", "surface", sections=_set("surface", "metrics", "auroc", to=0.123)),
     Forgery("a metric not planned", "surface", sections=lambda p: p["surface"]["metrics"].update(rmse=0.5)),
     Forgery("text as self-reported", "surface", sections=_set("surface", "self_reported", to={"note": "x"})),
     Forgery("no artifacts told", "surface", sections=_set("surface", "artifacts", to=[])),
