@@ -5,13 +5,19 @@
 
 `{"all": []}` is every record. A comparison with a missing value is false, whichever operator it is;
 `not` turns the outcome round, so `{"not": {"field": f, "eq": 1}}` keeps records without an `f`.
+
+Numbers, truth values, texts and dates compare with their like: a date is written "2026-01-31". Codes and age
+bands are texts. Texts and truth values have no order. Of a label, or of a field that holds several values,
+a cohort can only ask whether it is `present`; of a pseudonym, nothing.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
 from typing import Annotated, Any, Final, Literal, Protocol, cast, get_args
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
@@ -26,6 +32,9 @@ MAX_TEXT: Final = 128
 Operator = Literal["eq", "ne", "gt", "gte", "lt", "lte", "in", "present"]
 Scalar = bool | int | float | str
 _OPERATORS: Final = frozenset(get_args(Operator))
+_ORDERED: Final = frozenset({"gt", "gte", "lt", "lte"})
+_DAY: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")  # fromisoformat also takes 20260131 and 2026-W05-6
+_EPOCH: Final = date(1970, 1, 1).toordinal()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +79,10 @@ class TypedField(Protocol):
     def dtype(self) -> str: ...
     @property
     def label(self) -> bool: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def ragged(self) -> bool: ...
 
 
 def parse(value: object, where: str = "cohort") -> Node:
@@ -122,11 +135,12 @@ def check(cohort: Node, fields: Iterable[TypedField]) -> None:
     """Type-check every condition against the catalogue's fields.
 
     A label takes `present` only: a cohort chosen by a label's value would tell the job the labels of the
-    test split, which never cross (data-plane, "Broker and RaphaDataLoader").
+    test split, which never cross (data-plane, "Broker and RaphaDataLoader"). A pseudonym takes nothing: a
+    cohort that named one would link it to the identifier that the asker knows.
 
     Raises:
         Refused: `schema.cohort_field` for a field that is not there, an operator that does not fit its
-            type, or a label's value; `schema.field_invalid` for a value of another type.
+            type, a pseudonym, or a label's value; `schema.field_invalid` for a value of another type.
     """
     known = {field.name: field for field in fields}
     for condition in conditions(cohort):
@@ -136,24 +150,55 @@ def check(cohort: Node, fields: Iterable[TypedField]) -> None:
         _check_condition(condition, field)
 
 
+def day_number(text: str) -> int:
+    """Days from 1970-01-01 to a day of the calendar, written YYYY-MM-DD and in no other way.
+
+    Raises:
+        ValueError: there is no such day, or it is written otherwise.
+    """
+    if not _DAY.fullmatch(text):
+        raise ValueError("expected a date such as 2026-01-31")
+    return date.fromisoformat(text).toordinal() - _EPOCH
+
+
 def _check_condition(condition: Condition, field: TypedField) -> None:
+    if field.dtype == "pseudonym":
+        raise Refused("schema.cohort_field", f"{field.name} is a pseudonym; no cohort can ask for one")
     if condition.operator == "present":
         return
     if field.label:
         raise Refused("schema.cohort_field", f"{field.name} is a label; a cohort can only ask for `present`")
-    ordered = condition.operator in ("gt", "gte", "lt", "lte")
-    if ordered and field.dtype in ("bool", "string"):
+    if field.shape or field.ragged:
+        what = f"{field.name} holds several values; a cohort can only ask for `present`"
+        raise Refused("schema.cohort_field", what)
+    if condition.operator in _ORDERED and field.dtype in ("bool", "string"):
         raise Refused("schema.cohort_field", f"{field.name} is a {field.dtype}; it has no order")
     values = condition.value if isinstance(condition.value, tuple) else (condition.value,)
-    wanted = {"bool": "bool", "string": "string"}.get(field.dtype, "number")
-    if any(_kind(value) != wanted for value in values):
-        raise Refused("schema.field_invalid", f"{field.name} is compared with something not a {wanted}")
+    wanted = field.dtype if field.dtype in ("bool", "string", "date") else "number"
+    if not all(_is_a(wanted, value) for value in values):
+        example = " such as 2026-01-31" if wanted == "date" else ""
+        detail = f"{field.name} is compared with something that is not a {wanted}{example}"
+        raise Refused("schema.field_invalid", detail)
 
 
-def _kind(value: Scalar) -> str:
-    if isinstance(value, bool):  # before int: True is one
-        return "bool"
-    return "string" if isinstance(value, str) else "number"
+def _is_a(wanted: str, value: Scalar) -> bool:
+    match wanted:
+        case "bool":
+            return isinstance(value, bool)
+        case "string":
+            return isinstance(value, str)
+        case "date":
+            return isinstance(value, str) and _is_day(value)
+        case _:
+            return not isinstance(value, bool | str)  # True is an int
+
+
+def _is_day(text: str) -> bool:
+    try:
+        day_number(text)
+    except ValueError:
+        return False
+    return True
 
 
 class _Reader:

@@ -11,6 +11,7 @@ from rapha.spec.base import PLAIN, Model, Money, Name, One, Sha256, Timestamp
 from rapha.spec.cohort import Cohort
 from rapha.spec.refusals import Refused
 from rapha.spec.release_plan import ReleasePlan
+from rapha.spec.transforms import Transforms
 from rapha.spec.units import parse_bytes, parse_duration
 
 Purpose = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,64}(/[a-z0-9-]{1,64}){0,3}$")]
@@ -31,12 +32,13 @@ class ModelDeclaration(Model):
 
 
 class DatasetRequest(Model):
-    """Which records the job asks for: a declarative filter, never code."""
+    """Which records the job asks for, and in which form: a declarative filter and steps, never code."""
 
     profile: Name
     modality: Modality
     cohort: Cohort
     max_records: Annotated[int, Field(ge=1, le=10**9)]
+    transforms: Transforms = Field(default_factory=dict)
 
 
 class Budget(Model):

@@ -64,13 +64,22 @@ class JobReference(Model):
 
 
 class DatasetUse(Model):
-    """Which data, by commitment; the funnel with small cells suppressed (as text such as `<10`)."""
+    """Which data, by commitment; the funnel with small cells suppressed (as text such as `<10`).
+
+    Attributes:
+        cohort: which records were approved, under a key of the job.
+        content: the stored bytes that every record was decoded from, under another key of the job.
+        confinement: where decoded records were, by the host's word: in memory alone, or in shards under
+            AES-256-GCM with a key that was in memory alone.
+    """
 
     id: Name
     profile: Name
     manifest: Sha256
     cohort: Sha256
     opt_out_version: Sha256
+    content: Sha256
+    confinement: Literal["memory", "encrypted-shards"]
     funnel: dict[Name, Count | Annotated[str, StringConstraints(pattern=r"^<[0-9]{1,6}$")]]
 
 

@@ -43,6 +43,9 @@ REGISTRY: Final[dict[str, Entry]] = {
     "schema.cohort_field": _e(
         "The cohort names a field that the dataset does not have.", "Use a field of the catalogue entry."
     ),
+    "schema.transform": _e(
+        "A declared transform does not fit the field it is for.", "Correct `dataset.transforms` as it says."
+    ),
     "schema.envelope": _e("The signed envelope is malformed.", "Sign again with `rapha job sign`."),
     # image: what the submitter built
     "image.not_found": _e("The image or a blob of it is absent.", "Build the image with `rapha job build`."),
@@ -215,12 +218,20 @@ REGISTRY: Final[dict[str, Entry]] = {
     "node.dataset_invalid": _e(
         "The dataset does not match its manifest.", "The hospital corrects the manifest or the data."
     ),
+    "node.query_broad": _e(
+        "A search of the PACS would not be narrowed to the dataset.",
+        "The hospital names studies, patients, or a modality with a window of dates.",
+    ),
     "node.sandbox_unavailable": _e(
         "The sandbox can't be built on this host.", "The hospital checks `rapha node doctor`."
     ),
     "node.key_unsafe": _e(
         "A key file is missing, of a wrong size, or readable by others.",
         "Run `rapha node doctor` and follow it.",
+    ),
+    "node.swap_on": _e(
+        "The host may write records to its swap.",
+        "The hospital switches swap off, or lets the node lock memory (LimitMEMLOCK=infinity).",
     ),
     "node.disk_full": _e("There is no room to go on.", "The hospital frees space."),
     "node.config": _e("The node's configuration is not valid.", "Correct the field named."),

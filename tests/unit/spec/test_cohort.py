@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from datetime import date, timedelta
 from typing import Any
 
 import pytest
@@ -18,6 +19,10 @@ FIELDS = (
     Field(name="smoker", dtype="bool"),
     Field(name="code", dtype="string"),
     Field(name="malignant", dtype="float32", label=True),
+    Field(name="study_date", dtype="date"),
+    Field(name="study", dtype="pseudonym"),
+    Field(name="pixels", dtype="int16", shape=(0, 0)),
+    Field(name="labs", dtype="float32", ragged=True),
 )
 
 
@@ -104,6 +109,22 @@ CHECKS: list[tuple[str, dict[str, object], str]] = [
     ("number with a bool", {"field": "age", "eq": True}, "schema.field_invalid"),
     ("bool with a number", {"field": "smoker", "eq": 1}, "schema.field_invalid"),
     ("text with a number", {"field": "code", "in": ["C50", 50]}, "schema.field_invalid"),
+    ("a pseudonym", {"field": "study", "eq": "1.2.3"}, "schema.cohort_field"),
+    ("a pseudonym among others", {"field": "study", "in": ["1.2.3"]}, "schema.cohort_field"),
+    ("a pseudonym's presence", {"field": "study", "present": True}, "schema.cohort_field"),
+    ("an image", {"field": "pixels", "gt": 5}, "schema.cohort_field"),
+    ("a list", {"field": "labs", "eq": 5}, "schema.cohort_field"),
+    ("a date with a number", {"field": "study_date", "gte": 20240131}, "schema.field_invalid"),
+    ("a date with true", {"field": "study_date", "eq": True}, "schema.field_invalid"),
+    ("no day of the calendar", {"field": "study_date", "eq": "2023-02-29"}, "schema.field_invalid"),
+    ("a month 13", {"field": "study_date", "lt": "2023-13-01"}, "schema.field_invalid"),
+    ("a year 0", {"field": "study_date", "lt": "0000-01-01"}, "schema.field_invalid"),
+    ("a date as DICOM writes it", {"field": "study_date", "eq": "20240131"}, "schema.field_invalid"),
+    ("a week", {"field": "study_date", "eq": "2024-W05-3"}, "schema.field_invalid"),
+    ("a time, too", {"field": "study_date", "eq": "2024-01-31T00:00:00"}, "schema.field_invalid"),
+    ("other digits", {"field": "study_date", "eq": "\u0662024-01-31"}, "schema.field_invalid"),
+    ("a blank", {"field": "study_date", "eq": "2024-01-31 "}, "schema.field_invalid"),
+    ("one of a list", {"field": "study_date", "in": ["2024-01-31", "soon"]}, "schema.field_invalid"),
 ]
 
 
@@ -116,8 +137,29 @@ def test_conditions_are_type_checked_at_any_place(value: dict[str, object], code
     assert refused.value.code == code
 
 
-def test_a_label_may_be_asked_to_be_present() -> None:
-    cohort.check(cohort.parse({"field": "malignant", "present": True}), FIELDS)
+@pytest.mark.parametrize("name", ["malignant", "pixels", "labs", "study_date", "age"])
+def test_a_field_may_be_asked_to_be_present(name: str) -> None:
+    cohort.check(cohort.parse({"field": name, "present": True}), FIELDS)
+
+
+@pytest.mark.parametrize("operator", ["eq", "ne", "gt", "gte", "lt", "lte"])
+def test_a_date_has_an_order(operator: str) -> None:
+    cohort.check(cohort.parse({"field": "study_date", operator: "2024-02-29"}), FIELDS)
+    cohort.check(cohort.parse({"field": "study_date", "in": ["2024-02-29", "0001-01-01"]}), FIELDS)
+
+
+@given(st.dates())
+def test_days_are_counted_from_1970(day: date) -> None:
+    assert cohort.day_number(day.isoformat()) == (day - date(1970, 1, 1)).days
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_a_day_or_none(text: str) -> None:
+    try:
+        number = cohort.day_number(text)
+    except ValueError:
+        return
+    assert (date(1970, 1, 1) + timedelta(number)).isoformat() == text
 
 
 _scalars = st.one_of(

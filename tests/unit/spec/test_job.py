@@ -103,6 +103,7 @@ def test_every_field_of_the_documented_example_parses_exactly() -> None:
             "modality": "tabular",
             "cohort": {"all": [{"field": "mean_radius", "gte": 6.0}]},
             "max_records": 5000,
+            "transforms": {},
         },
         "outputs": plan,
         "compute": {"cpus": 2, "memory": "4GiB", "gpus": 0, "wall_clock": "20m"},

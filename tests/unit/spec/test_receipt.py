@@ -20,7 +20,12 @@ RECEIPT: dict[str, Any] = {
     "sections": dict.fromkeys(SECTIONS, SHA),
     "dataset": {
         **{"id": "breast-fna", "profile": "tabular.breast-fna", "manifest": SHA, "cohort": SHA},
-        **{"opt_out_version": SHA, "funnel": {"matched": 569, "opted-out": "<10"}},
+        **{
+            "opt_out_version": SHA,
+            "content": SHA,
+            "confinement": "memory",
+            "funnel": {"matched": 569, "opted-out": "<10"},
+        },
     },
     "usage": {
         **{"records": 400, "patients": 380, "bucket": 50, "cap": 5000, "counts": "hospital-asserted"},
