@@ -1,11 +1,15 @@
 """The job's end of the broker's protocol: one request, one reply, over the socket that the node left open.
 
-    request = version u8, op u8, split u8, flags u8, tag u32, a u64, b u64, c u64    (32 bytes, little-endian)
+    request = version u8, op u8, split u8, flags u8, tag u32, a u64, b u64, c u64, d u64     (40 bytes, LE)
       HELLO    -                                        reply HELLO, then JSON; carries the ring's descriptor
-      EPOCH    a batch size, b seed, c epoch            reply STARTED (a records in the epoch, b in the split)
+      EPOCH    a batch size, b seed, c epoch, d start   reply STARTED (a its end, b records in the split)
       NEXT     a records, b slot given back             reply BATCH (a slot, b records) or END
       INDICES  a batch size, b slot given back, c count; then count × u32        reply BATCH or END
       COUNT    -                                        reply STARTED (b records in the split)
+
+A reply is laid out alike, with a kind for the op and a code for the flags. Fields of varying length lie in
+a slot as offsets and values; then a reply may hold fewer records than were asked for, and no more of them
+were counted.
 
 A slot is memory that only the broker writes. It is not written again until it is given back, so requests
 for the next slots are sent ahead while the job works on this one.
@@ -23,12 +27,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-
+from rapha_trainer.batch import copied
+from rapha_trainer.slots import cut, joined, views
 from rapha_trainer.source import Arrays, Epoch, Field, length
 
-VERSION: Final = 1
-STRUCT: Final = struct.Struct("<BBBBIQQQ")
+VERSION: Final = 2
+STRUCT: Final = struct.Struct("<BBBBIQQQQ")
 HELLO, EPOCH, NEXT, INDICES, COUNT = 1, 2, 3, 4, 5
 STARTED, BATCH, END, FAULT = 2, 3, 4, 5
 END_CAP: Final = 2
@@ -42,15 +46,27 @@ _MAX_REPLY: Final = STRUCT.size + 128 * 1024
 
 @dataclass(slots=True)
 class _Reading:
-    """An epoch under way: counts are of records; `block` is the most in one request."""
+    """An epoch under way. Positions are of records in its order.
+
+    Attributes:
+        block: most records in one request.
+        end: where it ends.
+        alone: one request at a time, since what comes of it may be less than was asked for.
+        slots: to give back with the next requests.
+        wanted: records of each request under way.
+        asked: up to where records were asked for.
+        received: up to where they came.
+    """
 
     epoch: Epoch
     tag: int
     block: int
-    total: int
+    end: int
+    alone: bool
     slots: deque[int]
-    asked: int = 0
-    received: int = 0
+    wanted: deque[int]
+    asked: int
+    received: int
 
 
 _connected: dict[int, BrokerSource] = {}
@@ -86,11 +102,12 @@ class BrokerSource:
             self._socket.close()
             raise
         self.fields = tuple(
-            Field(f["name"], f["dtype"], tuple(f["shape"]), f["label"]) for f in described["fields"]
+            Field(f["name"], f["dtype"], tuple(f["shape"]), f["label"], f["ragged"])
+            for f in described["fields"]
         )
         self._records: int | None = None
         self._slot_records: int = described["slot_records"]
-        self._slots: list[Arrays] = [_views(described, memory, slot) for slot in range(described["slots"])]
+        self._slots: list[Arrays] = [views(described, memory, slot) for slot in range(described["slots"])]
 
     def close(self) -> None:
         """Leave the session, for a program that goes on without it. Idempotent."""
@@ -112,32 +129,24 @@ class BrokerSource:
         return length(self.records, epoch)
 
     def batches(self, epoch: Epoch) -> Iterator[Arrays]:
-        """As `Source.batches`. A batch that fits a slot is a view of it; a larger one is assembled."""
-        reading = self._begin(epoch)
+        """As `Source.batches`. A batch within one slot is a view of it; any other is put together."""
         size = epoch.batch_size
-        if size > reading.block:
-            yield from self._assembled(reading)
-            return
-        for slot, count in self._blocks(reading):
-            arrays = self._slots[slot]
-            for start in range(0, count, size):
-                stop = min(start + size, count)
-                yield {name: array[start:stop] for name, array in arrays.items()}
-
-    def _assembled(self, reading: _Reading) -> Iterator[Arrays]:
         pieces: list[Arrays] = []
-        room = reading.epoch.batch_size
-        for slot, count in self._blocks(reading):
-            taken = 0
+        missing = size
+        for slot, count in self._blocks(self._begin(epoch)):
+            arrays, taken = self._slots[slot], 0
             while taken < count:
-                part = min(count - taken, room)
-                pieces.append({n: a[taken : taken + part].copy() for n, a in self._slots[slot].items()})
-                taken, room = taken + part, room - part
-                if not room:
-                    yield _joined(pieces)
-                    pieces, room = [], reading.epoch.batch_size
+                part = min(missing, count - taken)
+                piece = {name: cut(column, taken, taken + part) for name, column in arrays.items()}
+                taken, missing = taken + part, missing - part
+                if not missing:
+                    yield joined([*pieces, piece])
+                    pieces, missing = [], size
+                else:
+                    # The slot is given back before the rest of the batch is there.
+                    pieces.append(copied(piece))
         if pieces:
-            yield _joined(pieces)
+            yield joined(pieces)
 
     def _begin(self, epoch: Epoch) -> _Reading:
         self._tag = (self._tag + 1) % 2**32
@@ -147,24 +156,36 @@ class BrokerSource:
             block -= block % epoch.batch_size
         # Explicit indices need no epoch, but starting one frees all slots.
         flags = 0 if explicit else SHUFFLE * epoch.shuffle | DROP_LAST * epoch.drop_last
-        self._send(EPOCH, self._tag, epoch.batch_size, epoch.seed, epoch.number, flags=flags)
-        kind, _, total, self._records = self._reply(self._tag)
+        start = 0 if explicit else epoch.start
+        self._send(EPOCH, self._tag, epoch.batch_size, epoch.seed, epoch.number, start, flags=flags)
+        kind, _, end, self._records = self._reply(self._tag)
         if kind != STARTED:
             raise RuntimeError(f"the node answered with a message of kind {kind}")
-        total = self.epoch_records(epoch) if explicit else total
-        return _Reading(epoch, self._tag, block, total, deque([NO_SLOT] * len(self._slots)))
+        return _Reading(
+            epoch=epoch,
+            tag=self._tag,
+            block=block,
+            end=self.epoch_records(epoch) if explicit else end,
+            alone=explicit and any(field.ragged for field in self.fields),
+            slots=deque([NO_SLOT] * len(self._slots)),
+            wanted=deque(),
+            asked=epoch.start,
+            received=epoch.start,
+        )
 
     def _blocks(self, reading: _Reading) -> Iterator[tuple[int, int]]:
         """Slots in order, with how many records each holds, while the next ones are under way.
 
-        What is asked for is counted, so no more is asked ahead than was read before: a script that looks
-        at one batch and stops pays for two.
+        What comes is counted, so no more is asked ahead than was read before: a script that looks at one
+        batch and stops pays for two.
         """
-        while reading.received < reading.total:
+        while reading.received < reading.end:
             self._ask(reading, max(self._ahead(reading.epoch), reading.epoch.batch_size))
             self._check(reading.tag)
             kind, code, slot, count = self._reply(reading.tag)
+            wanted = reading.wanted.popleft()
             if kind == BATCH:
+                reading.asked -= wanted - count
                 reading.received += count
                 self._read += count
                 self._ask(reading, self._ahead(reading.epoch))
@@ -180,14 +201,13 @@ class BrokerSource:
         return self._read if epoch.prefetch is None else min(self._read, epoch.prefetch * epoch.batch_size)
 
     def _ask(self, reading: _Reading, ahead: int) -> None:
-        """Ask for blocks, whole batches where they fit, until `ahead` records or all slots are under way."""
-        size = min(reading.epoch.batch_size, reading.block)
-        while reading.slots and reading.asked < reading.total:
-            room = reading.received + ahead - reading.asked
-            want = min(reading.block, reading.total - reading.asked, room - room % size)
-            if want <= 0:
-                return
+        """Ask for blocks, up to the last whole batch within `ahead` records, while there are slots."""
+        start, size = reading.epoch.start, reading.epoch.batch_size
+        goal = min(start + (reading.received + ahead - start) // size * size, reading.end)
+        while reading.slots and reading.asked < goal and not (reading.alone and reading.wanted):
+            want = min(reading.block, goal - reading.asked)
             self._request(reading, reading.slots.popleft(), want)
+            reading.wanted.append(want)
             reading.asked += want
 
     def _request(self, reading: _Reading, slot: int, count: int) -> None:
@@ -205,10 +225,11 @@ class BrokerSource:
             raise RuntimeError("this loader belongs to another process; use num_workers=0")
 
     def _send(
-        self, op: int, tag: int, a: int = 0, b: int = 0, c: int = 0, *, flags: int = 0, tail: bytes = b""
-    ) -> None:
+        self, op: int, tag: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0, *, flags: int = 0,
+        tail: bytes = b"",
+    ) -> None:  # fmt: skip
         try:
-            message = STRUCT.pack(VERSION, op, SPLITS.index(self.split), flags, tag, a, b, c)
+            message = STRUCT.pack(VERSION, op, SPLITS.index(self.split), flags, tag, a, b, c, d)
             self._socket.send(message + tail)
         except BrokenPipeError:
             raise ConnectionError("the node has closed the session") from None
@@ -245,19 +266,5 @@ class BrokerSource:
 def _unpack(message: bytes) -> tuple[int, int, int, int, int]:
     if len(message) < STRUCT.size:
         raise ConnectionError("the node has closed the session")
-    _, kind, code, _, tag, a, b, _ = STRUCT.unpack_from(message)
+    _, kind, code, _, tag, a, b, _, _ = STRUCT.unpack_from(message)
     return kind, code, tag, a, b
-
-
-def _views(described: dict[str, Any], memory: mmap.mmap, slot: int) -> Arrays:
-    records, base = described["slot_records"], slot * described["slot_bytes"]
-    return {
-        f["name"]: np.ndarray((records, *f["shape"]), f["dtype"], memory, base + f["offset"])
-        for f in described["fields"]
-    }
-
-
-def _joined(pieces: list[Arrays]) -> Arrays:
-    if len(pieces) == 1:
-        return pieces[0]
-    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}

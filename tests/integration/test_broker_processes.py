@@ -19,9 +19,9 @@ import torch
 
 from rapha.runtime.broker import wire
 from rapha.runtime.broker.meter import Meter, Usage
-from rapha.runtime.broker.splits import shuffled
 from rapha_trainer import RaphaDataLoader
 from rapha_trainer import session as sessions
+from rapha_trainer.order import positions
 
 KEY = bytes(range(32))
 RECORDS = 5000
@@ -117,7 +117,7 @@ def test_every_batch_of_every_epoch_is_exact(start: Any, batch: int, width: int)
         min(batch, 4000 - i) for i in range(0, 4000, batch)
     ]
     assert len(batches) == len(loader)
-    assert ids(batches) == [*shuffled(4000, 5, 0).tolist(), *shuffled(4000, 5, 1).tolist()]
+    assert ids(batches) == [p for epoch in (0, 1) for p in positions(4000, 5, epoch, 0, 4000).tolist()]
     usage = node.usage()
     assert (usage.unique_records, usage.unique_patients, usage.batches) == (4000, 2000, len(loader))
     assert node.recovered() == usage
@@ -230,8 +230,9 @@ def test_forks_that_all_ask_are_all_counted(start: Any) -> None:
         served = 0
         for record in range(child * 100, child * 100 + 100):
             for message in (
-                wire.STRUCT.pack(1, wire.Op.EPOCH, 0, 0, 1, 4, 0, 0),
-                wire.STRUCT.pack(1, wire.Op.INDICES, 0, 0, 1, 4, wire.NO_SLOT, 1) + struct.pack("<I", record),
+                wire.STRUCT.pack(2, wire.Op.EPOCH, 0, 0, 1, 4, 0, 0, 0),
+                wire.STRUCT.pack(2, wire.Op.INDICES, 0, 0, 1, 4, wire.NO_SLOT, 1, 0)
+                + struct.pack("<I", record),
             ):
                 node.job.send(message)
                 served += node.job.recv(4096)[1] == wire.Kind.BATCH
@@ -285,3 +286,30 @@ def test_kill_9_of_the_job_leaves_the_broker_with_exact_counts(start: Any) -> No
     )
     assert job.returncode == -signal.SIGKILL
     assert node.usage().unique_records == 200
+
+
+def test_an_epoch_goes_on_where_it_was_left(start: Any) -> None:
+    node = start()
+    state: dict[str, Any] = {}
+    first = RaphaDataLoader(64, shuffle=True, seed=5, prefetch=0)
+    seen: list[int] = []
+    for batch in first:
+        seen += batch["id"].tolist()
+        if len(seen) == 640:
+            state = first.state_dict()
+            break
+    second = RaphaDataLoader(64, shuffle=True, seed=5)
+    second.load_state_dict(state)
+    assert [*seen, *ids(second)] == positions(4000, 5, 0, 0, 4000).tolist()
+    assert node.usage().unique_records == 4000
+
+
+@pytest.mark.parametrize("records", [10**6, pytest.param(10**8, marks=pytest.mark.slow)])
+def test_counts_are_exact_at_any_size_in_little_memory(records: int) -> None:
+    bench = Path(__file__).parents[2] / "benchmarks" / "meter.py"
+    done = subprocess.run(
+        [sys.executable, str(bench), "--records", str(records)], capture_output=True, check=True, timeout=1200
+    )
+    line = json.loads(done.stdout)
+    assert line["exact"]
+    assert line["memory_mb"] <= 64

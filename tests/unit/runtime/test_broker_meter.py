@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from rapha.runtime.broker.handover import Descriptor
-from rapha.runtime.broker.meter import Meter, Walk
-from rapha.runtime.broker.splits import Order, Split, make_splits, shuffled
+from rapha.runtime.broker.meter import Meter
+from rapha.runtime.broker.splits import Order, Shuffle, Split, make_splits
+from rapha.runtime.broker.tally import Walk
 from rapha.spec.refusals import Refused
 
 KEY = bytes(range(32))
@@ -30,6 +31,19 @@ SPLITS = make_splits({"train": TRAIN, "test": TEST}, PATIENTS)
 
 def about(split: Split, *, batch_size: int = 4, start: int = 0) -> Descriptor:
     return Descriptor(split.code, False, batch_size, start=start)
+
+
+def of_walk(walk: Walk, start: int) -> Descriptor:
+    shuffle = walk.order.shuffle or Shuffle(0, 0)
+    code, shuffled = walk.order.split.code, walk.order.shuffle is not None
+    return Descriptor(code, shuffled, 4, shuffle.seed, shuffle.epoch, walk.first, start)
+
+
+def begin(path: Path, **options: Any) -> Meter:
+    meter = Meter.create(path, **{"patients": PATIENTS, "cap": RECORDS, "key": KEY, **options})
+    for split in SPLITS.values():
+        meter.register(split)
+    return meter
 
 
 def expected_root(used: set[int]) -> str:
@@ -46,7 +60,7 @@ class MeterAgainstSet(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name) / "journal"
         self.cap, self.used, self.batches, self.capped = cap, set[int](), 0, False
-        self.meter = Meter.create(self.path, patients=PATIENTS, cap=cap, key=KEY)
+        self.meter = begin(self.path, cap=cap)
         self.walks: list[Walk] = []
 
     def teardown(self) -> None:
@@ -65,30 +79,29 @@ class MeterAgainstSet(RuleBasedStateMachine):
             served.append(record)
         return served
 
-    @rule(split=st.sampled_from(["train", "test"]), seed=st.none() | st.integers(0, 3), drop=st.booleans())
-    def walk(self, split: str, seed: int | None, drop: bool) -> None:
-        chosen = SPLITS[split]
-        permutation = None if seed is None else shuffled(len(chosen), seed, 0)
-        length = len(chosen) - len(chosen) % 7 if drop else len(chosen)
-        self.walks.append(self.meter.walk(Order(chosen, permutation, length)))
+    @rule(split=st.sampled_from(["train", "test"]), seed=st.none() | st.integers(0, 3), data=st.data())
+    def walk(self, split: str, seed: int | None, data: st.DataObject) -> None:
+        order = Order(SPLITS[split], None if seed is None else Shuffle(seed, 0))
+        first = data.draw(st.sampled_from([0, 0, 1, len(order.split) // 2, len(order.split)]))
+        self.walks.append(self.meter.walk(order, first))
 
     @precondition(lambda self: self.walks)
     @rule(data=st.data(), count=st.integers(1, RECORDS))
     def advance(self, data: st.DataObject, count: int) -> None:
         walk = data.draw(st.sampled_from(self.walks))
         start = walk.cursor
-        count = min(count, walk.order.length - start)
+        count = min(count, len(walk.order.split) - start)
         if not count:
             return
         expected = self.prefix(walk.order.dense(start, start + count).tolist())
-        self.batches += len({i // 4 for i in range(start, start + len(expected)) if i % 4 == 0})
-        served = self.meter.advance(walk, count, about(walk.order.split, start=start))
+        self.batches += sum((i - walk.first) % 4 == 0 for i in range(start, start + len(expected)))
+        served = self.meter.advance(walk, count, of_walk(walk, start))
         assert served.tolist() == expected
 
     @rule(split=st.sampled_from(["train", "test"]), data=st.data())
     def take(self, split: str, data: st.DataObject) -> None:
-        dense = SPLITS[split].dense
-        chosen = np.array(data.draw(st.lists(st.sampled_from(dense.tolist()), min_size=1, max_size=30)))
+        dense = list(SPLITS[split].dense)
+        chosen = np.array(data.draw(st.lists(st.sampled_from(dense), min_size=1, max_size=30)))
         expected = self.prefix(chosen.tolist())
         self.batches += -(-len(expected) // 4)
         assert self.meter.take(chosen, about(SPLITS[split])).tolist() == expected
@@ -98,6 +111,8 @@ class MeterAgainstSet(RuleBasedStateMachine):
         before = self.meter.usage()
         self.meter.close()
         self.meter = Meter.recover(self.path, patients=PATIENTS, key=KEY)
+        for split in SPLITS.values():
+            self.meter.register(split)
         self.walks = []
         # What was told before a crash is not in the journal, so the worst is assumed.
         assert self.meter.usage() == replace(before, first_record_served=True)
@@ -133,8 +148,8 @@ def path(tmp_path: Path) -> Path:
 
 def served(path: Path, blocks: int = 3) -> list[int]:
     """Write a journal of `blocks` frames; returns its size after each."""
-    meter = Meter.create(path, patients=PATIENTS, cap=RECORDS, key=KEY)
-    walk = meter.walk(Order(SPLITS["train"], None, len(TRAIN)))
+    meter = begin(path)
+    walk = meter.walk(Order(SPLITS["train"], None))
     sizes = [path.stat().st_size]
     for block in range(blocks):
         meter.advance(walk, 5, about(SPLITS["train"], start=5 * block))
@@ -181,7 +196,7 @@ def zeros_after(data: bytes, sizes: list[int]) -> bytes:
 
 
 def no_header(data: bytes, sizes: list[int]) -> bytes:
-    return data[: sizes[0] - 1]
+    return data[:87]
 
 
 def empty(data: bytes, sizes: list[int]) -> bytes:
@@ -235,7 +250,7 @@ def test_a_missing_journal_or_a_link_is_refused(path: Path) -> None:
 def test_what_the_journal_does_not_take_is_not_counted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
-    meter = Meter.create(path, patients=PATIENTS, cap=RECORDS, key=KEY)
+    meter = begin(path)
     meter.take(TRAIN[:4], about(SPLITS["train"]))
     size, write = path.stat().st_size, os.write
     with monkeypatch.context() as patch:
@@ -250,9 +265,9 @@ def test_what_the_journal_does_not_take_is_not_counted(path: Path, monkeypatch: 
 
 
 def test_a_walk_that_goes_on_beside_another_is_not_counted_twice(path: Path) -> None:
-    meter = Meter.create(path, patients=PATIENTS, cap=RECORDS, key=KEY)
+    meter = begin(path)
     train = SPLITS["train"]
-    first, second = (meter.walk(Order(train, None, len(train))) for _ in range(2))
+    first, second = (meter.walk(Order(train, None)) for _ in range(2))
     meter.advance(second, 8, about(train))
     meter.advance(first, 12, about(train))
     assert meter.usage().unique_records == 12
@@ -260,7 +275,7 @@ def test_a_walk_that_goes_on_beside_another_is_not_counted_twice(path: Path) -> 
 
 
 def test_hand_overs_are_limited(path: Path) -> None:
-    meter = Meter.create(path, patients=PATIENTS, cap=RECORDS, key=KEY, limit=2)
+    meter = begin(path, limit=2)
     for _ in range(2):
         assert not meter.exhausted
         meter.take(TRAIN[:1], about(SPLITS["train"]))
@@ -270,7 +285,7 @@ def test_hand_overs_are_limited(path: Path) -> None:
 
 def test_digests_depend_on_the_key_and_on_order(tmp_path: Path) -> None:
     def usage(name: str, key: bytes, order: list[int]) -> tuple[str, str]:
-        meter = Meter.create(tmp_path / name, patients=PATIENTS, cap=RECORDS, key=key)
+        meter = begin(tmp_path / name, key=key)
         for record in order:
             meter.take(np.array([record]), about(SPLITS["train"]))
         meter.close()
@@ -283,3 +298,34 @@ def test_digests_depend_on_the_key_and_on_order(tmp_path: Path) -> None:
     keyed = usage("d", KEY[::-1], [3, 4])
     assert keyed[0] != transcript
     assert keyed[1] != root
+
+
+def test_a_split_is_the_same_in_every_session(path: Path) -> None:
+    meter = begin(path)
+    size = path.stat().st_size
+    for split in make_splits({"train": TRAIN, "test": TEST}, PATIENTS).values():
+        meter.register(split)
+    assert path.stat().st_size == size
+    for other in ({"train": TRAIN[:-1], "test": TEST}, {"train": TRAIN[::-1], "test": TEST}):
+        with pytest.raises(Refused, match=r"node\.dataset_invalid"):
+            meter.register(make_splits(other, PATIENTS)["train"])
+    meter.close()
+
+
+def test_a_walk_needs_a_split_that_the_journal_knows(path: Path) -> None:
+    meter = Meter.create(path, patients=PATIENTS, cap=RECORDS, key=KEY)
+    with pytest.raises(Refused, match=r"node\.internal"):
+        meter.walk(Order(SPLITS["train"], None))
+    meter.close()
+
+
+def test_a_walk_costs_the_same_bytes_however_many_records_it_counts(tmp_path: Path) -> None:
+    grown = []
+    for count in (1, 20):
+        path = tmp_path / str(count)
+        meter = begin(path)
+        before = path.stat().st_size
+        meter.advance(meter.walk(Order(SPLITS["train"], Shuffle(1, 2))), count, about(SPLITS["train"]))
+        grown.append(path.stat().st_size - before)
+        meter.close()
+    assert grown[0] == grown[1] < 200

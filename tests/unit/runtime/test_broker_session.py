@@ -52,18 +52,20 @@ class Job:
         self.memory: mmap.mmap | None = None
         self.described: dict[str, Any] = {}
 
-    def ask(self, op: int, a: int = 0, b: int = 0, c: int = 0, *, flags: int = 0, tail: bytes = b"") -> Any:
-        self.sock.send(wire.STRUCT.pack(1, op, self.split, flags, 1, a, b, c) + tail)
+    def ask(
+        self, op: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0, *, flags: int = 0, tail: bytes = b""
+    ) -> Any:
+        self.sock.send(wire.STRUCT.pack(2, op, self.split, flags, 1, a, b, c, d) + tail)
         return self.reply()
 
     def reply(self) -> Any:
-        _, kind, code, _, _, a, b, c = wire.STRUCT.unpack_from(self.sock.recv(1 << 18))
+        _, kind, code, _, _, a, b, c, _ = wire.STRUCT.unpack_from(self.sock.recv(1 << 18))
         if kind == Kind.BATCH:
             self.seen |= set(self.rows(a, b)["id"].tolist())
         return kind, code, a, b, c
 
     def hello(self) -> dict[str, Any]:
-        self.sock.send(wire.STRUCT.pack(1, Op.HELLO, self.split, 0, 1, 0, 0, 0))
+        self.sock.send(wire.STRUCT.pack(2, Op.HELLO, self.split, 0, 1, 0, 0, 0, 0))
         message, fds, _, _ = socket.recv_fds(self.sock, 1 << 18, 1)
         self.memory = mmap.mmap(fds[0], os.fstat(fds[0]).st_size, prot=mmap.PROT_READ)
         os.close(fds[0])
@@ -78,8 +80,8 @@ class Job:
             for f in self.described["fields"]
         }
 
-    def epoch(self, batch: int = 4, *, seed: int = 0, number: int = 0, flags: int = 0) -> Any:
-        return self.ask(Op.EPOCH, batch, seed, number, flags=flags)
+    def epoch(self, batch: int = 4, *, seed: int = 0, number: int = 0, start: int = 0, flags: int = 0) -> Any:
+        return self.ask(Op.EPOCH, batch, seed, number, start, flags=flags)
 
     def next(self, records: int = 4, slot: int = wire.NO_SLOT) -> Any:
         return self.ask(Op.NEXT, records, slot)
@@ -157,6 +159,35 @@ def test_an_epoch_is_served_and_counted(make_meter: Any) -> None:
     assert (usage.unique_records, usage.unique_patients, usage.batches) == (20, 10, 3)
     assert usage.first_record_served
     assert not usage.capped
+
+
+@pytest.mark.parametrize("start", [0, 7, 16, 17, 20])
+def test_an_epoch_is_taken_up_anywhere(make_meter: Any, start: int) -> None:
+    """What lies before is neither handed over nor counted; the last batch is dropped as seen from there."""
+    with serving(make_meter()) as served:
+        job = served.job
+        job.hello()
+        assert job.epoch(start=start) == (Kind.STARTED, 0, 20, 20, 0)
+        if start < 20:
+            _, _, slot, count, first = job.next(100)
+            assert (job.rows(slot, count)["id"].tolist(), first) == (TRAIN[start:].tolist(), start)
+        assert job.next()[:2] == (Kind.END, End.EPOCH)
+        assert job.epoch(8, start=start, flags=wire.DROP_LAST)[2] == start + (20 - start) // 8 * 8
+        usage = served.end()
+    assert usage.unique_records == 20 - start
+    assert usage.batches == -(-(20 - start) // 4)
+
+
+def test_a_start_beyond_the_end_is_refused_and_the_epoch_goes_on(make_meter: Any) -> None:
+    with serving(make_meter()) as served:
+        job = served.job
+        job.hello()
+        job.epoch()
+        job.next(4)
+        for start in (21, 2**31, 2**63, 2**64 - 1):
+            assert job.epoch(start=start)[:2] == (Kind.FAULT, FaultCode.RANGE)
+        assert job.next(4)[4] == 4
+        assert served.end().unique_records == 8
 
 
 def test_the_test_split_has_no_labels_and_one_order(make_meter: Any) -> None:
@@ -265,7 +296,7 @@ def test_passed_descriptors_are_dropped(make_meter: Any) -> None:
         before = open_descriptors()
         for _ in range(20):
             socket.send_fds(
-                served.job.sock, [wire.STRUCT.pack(1, Op.EPOCH, 0, 0, 1, 4, 0, 0)], [outside] * 50
+                served.job.sock, [wire.STRUCT.pack(2, Op.EPOCH, 0, 0, 1, 4, 0, 0, 0)], [outside] * 50
             )
             served.job.reply()
         assert open_descriptors() == before
@@ -296,7 +327,7 @@ def test_hand_overs_end_at_their_limit(make_meter: Any) -> None:
 def test_a_job_that_never_reads_does_not_hang_the_broker(make_meter: Any) -> None:
     with serving(make_meter()) as served:
         served.job.sock.setblocking(False)
-        message = wire.STRUCT.pack(1, Op.EPOCH, 0, 0, 1, 4, 0, 0)
+        message = wire.STRUCT.pack(2, Op.EPOCH, 0, 0, 1, 4, 0, 0, 0)
         with pytest.raises(BlockingIOError):
             for _ in range(100_000):
                 served.job.sock.send(message)
@@ -316,7 +347,7 @@ def test_a_half_closed_socket_ends_the_session(make_meter: Any, how: int, counte
         served.job.next(4)
         served.job.sock.shutdown(how)
         with contextlib.suppress(OSError):
-            served.job.sock.send(wire.STRUCT.pack(1, Op.NEXT, 0, 0, 1, 4, wire.NO_SLOT, 0))
+            served.job.sock.send(wire.STRUCT.pack(2, Op.NEXT, 0, 0, 1, 4, wire.NO_SLOT, 0, 0))
         assert served.done.result(10).unique_records == counted
 
 
@@ -387,13 +418,16 @@ NUMBERS = st.sampled_from([0, 1, 2, 4, 5, 19, 20, 21, 2**31 - 1, 2**31, 2**32 - 
 MESSAGES = st.one_of(
     st.binary(max_size=100),
     st.builds(
-        lambda op, split, flags, a, b, c, tail: wire.STRUCT.pack(1, op, split, flags, 1, a, b, c) + tail,
+        lambda op, split, flags, a, b, c, d, tail: (
+            wire.STRUCT.pack(2, op, split, flags, 1, a, b, c, d) + tail
+        ),
         st.integers(0, 5),
         st.sampled_from([0, 0, 0, 1, 7]),
         st.sampled_from([0, 0, 1, 2, 3, 4]),
         NUMBERS,
         NUMBERS,
         NUMBERS,
+        st.one_of(st.just(0), NUMBERS),
         st.lists(st.integers(0, 25), max_size=5).map(lambda x: struct.pack(f"<{len(x)}I", *x)),
     ),
 )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rapha.runtime.broker import wire
 from rapha.runtime.broker.ring import ALIGNMENT, SEALS, Layout, Ring
-from rapha.runtime.broker.splits import Order, make_splits, shuffled
+from rapha.runtime.broker.splits import Order, Shuffle, make_splits
 from rapha.runtime.broker.store import Field, TableStore
 from rapha.spec.refusals import Refused
 
@@ -74,13 +74,36 @@ def test_a_bad_split_is_refused(name: str) -> None:
         make_splits(BAD_SPLITS[name], PATIENTS)
 
 
-@given(st.integers(1, 60), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.data())
-def test_an_order_walks_each_record_once(n: int, seed: int, epoch: int, data: st.DataObject) -> None:
-    split = make_splits({"train": np.arange(n)[::-1], "test": np.array([], int)}, np.arange(n))["train"]
-    order = Order(split, shuffled(n, seed, epoch), n)
-    cursor = data.draw(st.integers(0, n))
-    assert sorted(order.dense(0, n).tolist()) == list(range(n))
-    assert set(order.walked(cursor)) == set(order.dense(0, cursor).tolist())
+SHAPES: dict[str, Any] = {
+    "consecutive": np.arange,
+    "a range": range,
+    "backwards": lambda n: np.arange(n)[::-1],
+    "a stepped range": lambda n: range(0, n, 2),
+    "scattered": lambda n: np.random.default_rng(n).permutation(n).astype(np.uint32),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@given(n=st.integers(1, 60), seed=st.integers(0, 2**64 - 1), epoch=st.integers(0, 2**64 - 1), data=st.data())
+def test_an_order_walks_each_record_once(
+    shape: str, n: int, seed: int, epoch: int, data: st.DataObject
+) -> None:
+    given_as = SHAPES[shape](n)
+    split = make_splits({"train": given_as, "test": range(0)}, np.arange(n))["train"]
+    start = data.draw(st.integers(0, len(split)))
+    stop = data.draw(st.integers(start, len(split)))
+    for shuffle in (None, Shuffle(seed, epoch)):
+        order = Order(split, shuffle)
+        whole = order.dense(0, len(split)).tolist()
+        assert sorted(whole) == sorted(int(i) for i in given_as)
+        assert order.dense(start, stop).tolist() == whole[start:stop]
+    assert Order(split, None).dense(0, len(split)).tolist() == [int(i) for i in given_as]
+    assert set(split.records) == {int(i) for i in given_as}
+
+
+def test_consecutive_records_take_no_memory() -> None:
+    split = make_splits({"train": np.arange(10, 90), "test": np.array([], int)}, np.arange(100))["train"]
+    assert split.dense == range(10, 90)
 
 
 @given(
@@ -94,11 +117,13 @@ def test_an_order_walks_each_record_once(n: int, seed: int, epoch: int, data: st
 def test_fields_of_a_slot_are_aligned_and_apart(kinds: list[tuple[str, list[int]]], records: int) -> None:
     fields = tuple(Field(str(i), dtype, tuple(shape), False) for i, (dtype, shape) in enumerate(kinds))
     layout = Layout.plan(fields, records, 2)
-    ends = [o + records * f.record_bytes for o, f in zip(layout.offsets, fields, strict=True)]
-    assert all(offset % ALIGNMENT == 0 for offset in layout.offsets)
-    assert all(
-        end <= start for end, start in zip(ends, [*layout.offsets[1:], layout.slot_bytes], strict=True)
-    )
+    ends = [
+        o + records * f.record_bytes
+        for o, f in zip([area.offset for area in layout.areas], fields, strict=True)
+    ]
+    offsets = [area.offset for area in layout.areas]
+    assert all(offset % ALIGNMENT == 0 for offset in offsets)
+    assert all(end <= start for end, start in zip(ends, [*offsets[1:], layout.slot_bytes], strict=True))
 
 
 @pytest.fixture
@@ -135,25 +160,25 @@ def test_what_is_written_to_a_view_is_read_by_the_job(ring: Ring) -> None:
     assert seen == [7] * 6 + [0, 0]
 
 
-GOOD = wire.STRUCT.pack(1, wire.Op.NEXT, 0, 0, 9, 1, 0, 0)
+GOOD = wire.STRUCT.pack(2, wire.Op.NEXT, 0, 0, 9, 1, 0, 0, 0)
 BAD_MESSAGES = {
     "empty": (b"", wire.FaultCode.LENGTH),
     "short": (GOOD[:-1], wire.FaultCode.LENGTH),
     "long": (GOOD + b"\0", wire.FaultCode.LENGTH),
     "huge": (bytes(wire.MAX_MESSAGE + 1), wire.FaultCode.LENGTH),
     "version 0": (b"\0" + GOOD[1:], wire.FaultCode.VERSION),
-    "version 2": (b"\2" + GOOD[1:], wire.FaultCode.VERSION),
+    "version 1": (b"\1" + GOOD[1:], wire.FaultCode.VERSION),
     "op 0": (GOOD[:1] + b"\0" + GOOD[2:], wire.FaultCode.OP),
     "op 255": (GOOD[:1] + b"\xff" + GOOD[2:], wire.FaultCode.OP),
-    "flags": (wire.STRUCT.pack(1, wire.Op.NEXT, 0, 1, 9, 1, 0, 0), wire.FaultCode.UNUSED),
-    "unknown flag": (wire.STRUCT.pack(1, wire.Op.EPOCH, 0, 4, 9, 1, 0, 0), wire.FaultCode.UNUSED),
-    "unused field": (wire.STRUCT.pack(1, wire.Op.HELLO, 0, 0, 9, 1, 0, 0), wire.FaultCode.UNUSED),
+    "flags": (wire.STRUCT.pack(2, wire.Op.NEXT, 0, 1, 9, 1, 0, 0, 0), wire.FaultCode.UNUSED),
+    "unknown flag": (wire.STRUCT.pack(2, wire.Op.EPOCH, 0, 4, 9, 1, 0, 0, 0), wire.FaultCode.UNUSED),
+    "unused field": (wire.STRUCT.pack(2, wire.Op.HELLO, 0, 0, 9, 1, 0, 0, 0), wire.FaultCode.UNUSED),
     "list shorter than said": (
-        wire.STRUCT.pack(1, wire.Op.INDICES, 0, 0, 9, 1, 0, 2) + bytes(4),
+        wire.STRUCT.pack(2, wire.Op.INDICES, 0, 0, 9, 1, 0, 2, 0) + bytes(4),
         wire.FaultCode.LENGTH,
     ),
-    "2^31 indices": (wire.STRUCT.pack(1, wire.Op.INDICES, 0, 0, 9, 1, 0, 2**31), wire.FaultCode.LENGTH),
-    "2^62 indices": (wire.STRUCT.pack(1, wire.Op.INDICES, 0, 0, 9, 1, 0, 2**62), wire.FaultCode.LENGTH),
+    "2^31 indices": (wire.STRUCT.pack(2, wire.Op.INDICES, 0, 0, 9, 1, 0, 2**31, 0), wire.FaultCode.LENGTH),
+    "2^62 indices": (wire.STRUCT.pack(2, wire.Op.INDICES, 0, 0, 9, 1, 0, 2**62, 0), wire.FaultCode.LENGTH),
 }
 
 

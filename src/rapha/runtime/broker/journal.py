@@ -27,10 +27,10 @@ from typing import BinaryIO, Final, Self
 from rapha.spec.refusals import Refused
 
 _HEADER: Final = struct.Struct("<8sQQ32s")
-_MAGIC: Final = b"RAPHAJ1\n"
+_MAGIC: Final = b"RAPHAJ2\n"
 _FRAME: Final = struct.Struct("<II")
 _MAC: Final = 32
-MAX_PAYLOAD: Final = 1 << 28
+MAX_PAYLOAD: Final = 1 << 20
 KEY_BYTES: Final = 32
 
 
@@ -47,7 +47,9 @@ class Journal:
     """An open journal, locked against a second writer. Make one with `create` or `reopen`."""
 
     def __init__(self, fd: int, key: bytes, head: bytes = b"") -> None:
-        self._fd, self._key, self._size = fd, key, 0
+        self._fd, self._size = fd, 0
+        # Copied for each frame: setting a key up costs more than the frame does.
+        self._keyed = hmac.new(key, digestmod="sha256")
         self._writable = False
         self.head = head
         """MAC of the last frame: a digest of everything so far, in order."""
@@ -61,7 +63,7 @@ class Journal:
         """
         key = _own_key(key)
         text = _HEADER.pack(_MAGIC, header.records, header.cap, header.patients)
-        head = _mac(key, text)
+        head = hmac.digest(key, text, "sha256")
         fresh = path.with_name(path.name + ".new")
         try:
             # Linked into place whole, so that no reader ever meets half a header.
@@ -126,7 +128,7 @@ class Journal:
             raise Refused("node.internal", "the journal takes no more frames")
         length = struct.pack("<I", len(payload))
         check = zlib.crc32(length + self.head)
-        head = _mac(self._key, self.head + payload)
+        head = self._mac(self.head + payload)
         try:
             self._write(b"".join((length, struct.pack("<I", check), payload, head)))
         except OSError as error:
@@ -171,11 +173,16 @@ class Journal:
             raise OSError(errno.ENOSPC, "short write")
         self._size += written
 
+    def _mac(self, data: bytes) -> bytes:
+        mac = self._keyed.copy()
+        mac.update(data)
+        return mac.digest()
+
     def _read_header(self) -> Header:
         size = _HEADER.size + _MAC
         data = os.pread(self._fd, size, 0)
         text, head = data[: _HEADER.size], data[_HEADER.size :]
-        if len(data) != size or not hmac.compare_digest(head, _mac(self._key, text)):
+        if len(data) != size or not hmac.compare_digest(head, self._mac(text)):
             raise Refused("node.journal_invalid", "the header does not verify with this job's key")
         magic, records, cap, patients = _HEADER.unpack(text)
         if magic != _MAGIC:
@@ -194,7 +201,7 @@ class Journal:
         payload, head = file.read(length), file.read(_MAC)
         if len(payload) + len(head) != length + _MAC:
             return None
-        if not hmac.compare_digest(head, _mac(self._key, self.head + payload)):
+        if not hmac.compare_digest(head, self._mac(self.head + payload)):
             raise Refused("node.journal_invalid", f"the frame at byte {self._size} does not verify")
         self.head, self._size = head, self._size + _FRAME.size + length + _MAC
         return payload
@@ -203,11 +210,7 @@ class Journal:
 def _own_key(key: bytes) -> bytes:
     if len(key) != KEY_BYTES or not any(key):
         raise Refused("node.key_unsafe", f"the job's key must be {KEY_BYTES} random bytes")
-    return _mac(key, b"rapha/broker/journal/1")
-
-
-def _mac(key: bytes, data: bytes) -> bytes:
-    return hmac.digest(key, data, "sha256")
+    return hmac.digest(key, b"rapha/broker/journal/2", "sha256")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,24 +10,22 @@ import hashlib
 import threading
 import time
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pyroaring import BitMap
 
-from rapha.runtime.broker.handover import Descriptor, HandOver, used_root
+from rapha.runtime.broker.handover import SPLIT, Descriptor, HandOver, SplitReader, pack_split, used_root
 from rapha.runtime.broker.journal import Header, Journal
-from rapha.runtime.broker.splits import Order, bitmap, indices_of
+from rapha.runtime.broker.splits import NAMES, Order, Split
 from rapha.runtime.broker.store import checked_patients
+from rapha.runtime.broker.tally import Admitted, Tally, Walk
 from rapha.spec.refusals import Refused
 
 MAX_HAND_OVERS: Final = 4_000_000
-"""Bounds the journal to about 0.5 GB besides 4 bytes a unique record, however the job spins."""
+"""Bounds the journal to about 0.5 GB besides 8 bytes a record, however the job spins."""
 _CHECKPOINT_SECONDS: Final = 5.0
-_NONE: Final = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +51,11 @@ class Usage:
     first_record_served: bool
 
 
-class _Run(Enum):
-    FRESH = "no record of the split was used before this walk"
-    USED = "all records of the split were used before"
-    MIXED = "each record has to be looked up"
-
-
-class Walk:
-    """An epoch's order and how far it has been handed over. Made by `Meter.walk`."""
-
-    def __init__(self, order: Order, run: _Run) -> None:
-        self.order, self.run, self.cursor = order, run, 0
-
-
 class Meter:
-    """Roaring bitmaps of used records and patients, with a cap on unique records, behind a journal.
+    """A tally behind a journal: whatever is handed over is in a file first, and comes back from it.
 
-    Whole epochs are counted without looking up each record: a walk through a split of which nothing (or
-    everything) was used before adds all of its records (or none), and enters the bitmap when it ends.
-    Safe for threads.
+    The journal says of a walk which positions were handed over, and is read back by walking again, so that
+    counting costs a few bytes a request. Safe for threads.
     """
 
     def __init__(
@@ -80,9 +64,9 @@ class Meter:
         self.patients, self._cap, self._key = patients, cap, key
         self._journal, self._limit = journal, limit
         self._lock = threading.Lock()
-        self._used, self._used_patients = BitMap(), BitMap()
-        self._live: Walk | None = None
-        self._unique = self._batches = self._hand_overs = 0
+        self._tally = Tally(patients, cap)
+        self._splits: dict[int, Split] = {}
+        self._batches = self._hand_overs = 0
         self.revealed = False
         self._capped = False
         self._synced_at = time.monotonic()
@@ -124,18 +108,32 @@ class Meter:
             if (header.records, header.patients) != (len(patients), _digest(patients)):
                 raise Refused("node.journal_invalid", "the journal is about another set of records")
             meter = cls(patients, header.cap, key, journal, limit)
-            for payload in journal.frames():
-                meter._replay(payload)
+            meter._reread()
             meter.revealed = True  # what was told before the crash is not in the journal
         except BaseException:
             journal.close()
             raise
         return meter
 
+    @classmethod
+    def root_of(cls, path: Path, key: bytes) -> tuple[str, int]:
+        """`used_root` and the number of used records by a journal alone: an audit without the records.
+
+        Raises:
+            Refused: as `recover`, but patients are not compared.
+        """
+        header, journal = Journal.reopen(path, key)
+        with journal:
+            nobody = np.zeros(header.records, dtype=np.int64)
+            meter = cls(nobody, header.cap, key, journal, MAX_HAND_OVERS)
+            meter._reread()
+            usage = meter.usage()
+        return usage.used_root, usage.unique_records
+
     @property
     def first_record_served(self) -> bool:
         """Whether the job may know anything of the records: it saw one, or was told how many there are."""
-        return self._unique > 0 or self.revealed
+        return self._tally.unique > 0 or self.revealed
 
     def reveal(self) -> None:
         """From now on the job knows something of the records, though none may be counted yet."""
@@ -146,16 +144,32 @@ class Meter:
         """Whether the limit of hand-overs is reached; then nothing more may be asked for."""
         return self._hand_overs >= self._limit
 
-    def walk(self, order: Order) -> Walk:
-        """Begin an epoch over `order`; an earlier walk may go on, counted record by record."""
+    def register(self, split: Split) -> None:
+        """Write down which records `split` has, before any of them is handed over. Idempotent.
+
+        Raises:
+            Refused: `node.dataset_invalid` when it has others than before; `node.disk_full`,
+                `node.internal`.
+        """
         with self._lock:
-            self._settle()
-            if self._used.isdisjoint(order.split.records):
-                run = _Run.FRESH
-            else:
-                run = _Run.USED if order.split.records.issubset(self._used) else _Run.MIXED
-            self._live = Walk(order, run)
-            return self._live
+            known = self._splits.get(split.code)
+            if known is None:
+                for payload in pack_split(split):
+                    self._journal.append(payload)
+            elif not known.same(split):
+                raise Refused("node.dataset_invalid", f"split {NAMES[split.code]} has changed")
+            self._splits[split.code] = split
+
+    def walk(self, order: Order, first: int = 0) -> Walk:
+        """Begin an epoch over `order`, taken up at position `first`; an earlier walk may go on.
+
+        Raises:
+            Refused: `node.internal` where its split is not registered.
+        """
+        with self._lock:
+            if self._splits.get(order.split.code) is not order.split:
+                raise Refused("node.internal", "the journal doesn't know which records the split has")
+            return self._tally.begin(order, first)
 
     def advance(self, walk: Walk, count: int, about: Descriptor) -> NDArray[np.int64]:
         """Count the next `count` records of `walk`, at most as many as the cap allows.
@@ -167,20 +181,9 @@ class Meter:
             Refused: `node.disk_full` or `node.internal` from the journal; nothing may be handed over.
         """
         with self._lock:
-            if walk is not self._live:
-                self._settle()
-            dense = walk.order.dense(walk.cursor, walk.cursor + count)
-            if walk.run is _Run.MIXED:
-                admitted, fresh = self._sift(dense)
-            elif walk.run is _Run.USED:
-                admitted, fresh = dense, _NONE
-            else:
-                admitted = fresh = dense[: self._cap - self._unique]
-            self._commit(about, len(dense), len(admitted), fresh)
-            if walk.run is _Run.MIXED:
-                self._include(fresh)
-            walk.cursor += len(admitted)
-            return admitted
+            admitted = self._tally.ahead(walk, count)
+            handed = len(admitted.dense)
+            return self._commit(HandOver(about, handed, handed < count), admitted)
 
     def take(self, dense: NDArray[np.int64], about: Descriptor) -> NDArray[np.int64]:
         """Count explicitly chosen records, which may repeat: the longest prefix that the cap allows.
@@ -188,22 +191,20 @@ class Meter:
         Returns and raises as `advance`.
         """
         with self._lock:
-            self._settle()
-            admitted, fresh = self._sift(dense)
-            self._commit(about, len(dense), len(admitted), fresh)
-            self._include(fresh)
-            return admitted
+            admitted = self._tally.chosen(dense)
+            handed = len(admitted.dense)
+            return self._commit(HandOver(about, handed, handed < len(dense), admitted.fresh), admitted)
 
     def usage(self) -> Usage:
         """What was used so far."""
         with self._lock:
-            self._settle()
+            records, patients = self._tally.settled()
             return Usage(
-                unique_records=len(self._used),
-                unique_patients=len(self._used_patients),
+                unique_records=len(records),
+                unique_patients=len(patients),
                 batches=self._batches,
                 transcript=self._journal.head.hex(),
-                used_root=used_root(self._key, len(self.patients), self._used),
+                used_root=used_root(self._key, len(self.patients), records),
                 capped=self._capped,
                 first_record_served=self.first_record_served,
             )
@@ -222,61 +223,54 @@ class Meter:
         with self._lock:
             self._journal.close()
 
-    def _sift(self, dense: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The longest prefix of `dense` whose new records fit under the cap, and those new records."""
-        room = self._cap - self._unique
-        fresh = bitmap(dense) - self._used
-        if len(fresh) > room:
-            distinct, first = np.unique(dense, return_index=True)
-            new = np.sort(first[np.isin(distinct, indices_of(fresh))])
-            dense = dense[: new[room]]
-            fresh = bitmap(dense) - self._used
-        return dense, indices_of(fresh)
-
-    def _commit(self, about: Descriptor, asked: int, admitted: int, fresh: NDArray[np.int64]) -> None:
+    def _commit(self, handover: HandOver, admitted: Admitted) -> NDArray[np.int64]:
         """Write the hand-over to the journal; only then does any count change."""
-        if not admitted and self._capped:
-            return
-        handover = HandOver(about, admitted, admitted < asked, fresh)
+        if not handover.count and self._capped:
+            return admitted.dense
         self._journal.append(handover.pack())
-        self._tally(handover)
+        self._enter(handover, admitted)
         now = time.monotonic()
         if now - self._synced_at > _CHECKPOINT_SECONDS:
             self._journal.sync()
             self._synced_at = now
+        return admitted.dense
 
-    def _tally(self, handover: HandOver) -> None:
+    def _enter(self, handover: HandOver, admitted: Admitted) -> None:
         self._hand_overs += 1
         self._batches += handover.batches
-        self._unique += len(handover.fresh)
         self._capped |= handover.capped
+        self._tally.enter(handover.about.split, admitted)
 
-    def _include(self, fresh: NDArray[np.int64]) -> None:
-        if len(fresh):
-            self._used |= bitmap(fresh)
-            self._used_patients |= bitmap(self.patients[fresh])
+    def _reread(self) -> None:
+        reader = SplitReader(self.patients)
+        for payload in self._journal.frames():
+            self._replay(payload, reader)
 
-    def _settle(self) -> None:
-        """Enter the live walk into the bitmaps; from here on it is looked up record by record."""
-        walk, self._live = self._live, None
-        if walk is None or walk.run is not _Run.FRESH:
+    def _replay(self, payload: bytes, reader: SplitReader) -> None:
+        if payload[:1] == bytes([SPLIT]):
+            if split := reader.read(payload):
+                self._splits[split.code] = split
             return
-        split, walk.run = walk.order.split, _Run.MIXED
-        if walk.cursor == len(split):
-            self._used |= split.records
-            self._used_patients |= split.patients
-        elif walk.cursor:
-            self._used |= walk.order.walked(walk.cursor)
-            self._used_patients |= bitmap(self.patients[walk.order.dense(0, walk.cursor)])
-
-    def _replay(self, payload: bytes) -> None:
         handover = HandOver.unpack(payload)
-        if len(handover.fresh) and handover.fresh.max() >= len(self.patients):
-            raise Refused("node.journal_invalid", "a frame names a record that is not there")
-        self._tally(handover)
-        self._include(handover.fresh)
-        if len(self._used) != self._unique:
+        listed = handover.fresh
+        admitted = self._walked(handover) if listed is None else self._tally.chosen(self._listed(listed))
+        if listed is not None and admitted.new != len(listed):
             raise Refused("node.journal_invalid", "a frame counts a record again")
+        if listed is None and len(admitted.dense) != handover.count:
+            raise Refused("node.journal_invalid", "a frame counts more than the cap")
+        self._enter(handover, admitted)
+
+    def _listed(self, fresh: NDArray[np.int64]) -> NDArray[np.int64]:
+        if len(fresh) and fresh.max() >= len(self.patients):
+            raise Refused("node.journal_invalid", "a frame names a record that is not there")
+        return fresh
+
+    def _walked(self, handover: HandOver) -> Admitted:
+        about = handover.about
+        split = self._splits.get(about.split)
+        if split is None or about.start + handover.count > len(split):
+            raise Refused("node.journal_invalid", "a frame names a record that is not there")
+        return self._tally.ahead(self._tally.resumed(about.order(split), about.start), handover.count)
 
 
 def _digest(patients: NDArray[np.int64]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -22,23 +23,62 @@ SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL | _F_
 
 
 @dataclass(frozen=True, slots=True)
+class Area:
+    """Where a field lies in a slot.
+
+    Attributes:
+        offset: byte at which its values begin.
+        values: how many there is room for: one a record, or any number a record where it is ragged.
+        index: byte at which int32[records + 1] offsets into the values begin; None unless it is ragged.
+    """
+
+    offset: int
+    values: int
+    index: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
-    """`slots` slots of `slot_bytes`; field i of a slot is contiguous at `offsets[i]`, room for `records`."""
+    """`slots` slots of `slot_bytes`, each with room for `records` records, fields in `areas`."""
 
     fields: tuple[Field, ...]
     records: int
     slots: int
-    offsets: tuple[int, ...]
+    areas: tuple[Area, ...]
     slot_bytes: int
 
     @classmethod
-    def plan(cls, fields: tuple[Field, ...], records: int, slots: int) -> Self:
-        """Lay out slots for up to `records` records each, fields on 64-byte boundaries, slots on pages."""
-        offsets, end = [], 0
-        for field in fields:
-            offsets.append(end)
-            end = _up(end + records * field.record_bytes, ALIGNMENT)
-        return cls(fields, records, slots, tuple(offsets), _up(end, _PAGE))
+    def plan(cls, fields: tuple[Field, ...], records: int, slots: int, longest: Sequence[int] = ()) -> Self:
+        """Lay out slots for up to `records` records each, fields on 64-byte boundaries, slots on pages.
+
+        Args:
+            fields: what a slot holds.
+            records: most records a slot.
+            slots: how many slots.
+            longest: of each field the most values that one record may hold; used where it is ragged.
+        """
+        areas, end = [], 0
+        for number, field in enumerate(fields):
+            index, values = None, records
+            if field.ragged:
+                index, values = end, 2 * longest[number]
+                end = _up(end + 4 * (records + 1), ALIGNMENT)
+            areas.append(Area(end, values, index))
+            end = _up(end + values * field.record_bytes, ALIGNMENT)
+        return cls(fields, records, slots, tuple(areas), _up(end, _PAGE))
+
+    def fitting(self, lengths: Mapping[int, NDArray[np.int64]]) -> int:
+        """How many records fit a slot, given by field number how many values each holds.
+
+        A record comes along whenever those before it fill no more than half of each area; so whether it
+        does tells nothing of the record itself, which is not counted if it stays behind. No record has
+        more values than half an area, so it fits.
+        """
+        fit = min(len(of_field) for of_field in lengths.values())
+        for number, of_field in lengths.items():
+            before = np.cumsum(of_field[:fit]) - of_field[:fit]
+            fit = int(np.searchsorted(before, self.areas[number].values // 2, side="right"))
+        return fit
 
 
 class Ring:
@@ -69,8 +109,16 @@ class Ring:
         self._views = [self._slot(memory, slot) for slot in range(layout.slots)]
 
     def view(self, slot: int, field: int, count: int) -> NDArray[Any]:
-        """Field number `field` of the first `count` records in `slot`, writable, [count, *shape]."""
-        return self._views[slot][field][:count]
+        """Field number `field` of the first `count` records in `slot`, or its first `count` values where
+        it is ragged: writable, [count, *shape].
+        """
+        return self._views[slot][field][0][:count]
+
+    def index(self, slot: int, field: int, records: int) -> NDArray[np.int32]:
+        """Offsets of the first `records` records into the values of a ragged field: writable,
+        int32[records + 1].
+        """
+        return self._views[slot][field][1][: records + 1]
 
     def close(self) -> None:
         """Unmap and close; the job's own mapping lives until the job ends. Idempotent."""
@@ -80,11 +128,16 @@ class Ring:
             os.close(self.fd)
             self.fd = -1
 
-    def _slot(self, memory: mmap.mmap, slot: int) -> list[NDArray[Any]]:
+    def _slot(self, memory: mmap.mmap, slot: int) -> list[tuple[NDArray[Any], NDArray[np.int32]]]:
         layout, base = self.layout, slot * self.layout.slot_bytes
         return [
-            np.ndarray((layout.records, *f.shape), f.dtype, memory, base + offset)
-            for f, offset in zip(layout.fields, layout.offsets, strict=True)
+            (
+                np.ndarray((area.values, *f.shape), f.dtype, memory, base + area.offset),
+                np.empty(0, np.int32)
+                if area.index is None
+                else np.ndarray(layout.records + 1, np.int32, memory, base + area.index),
+            )
+            for f, area in zip(layout.fields, layout.areas, strict=True)
         ]
 
 

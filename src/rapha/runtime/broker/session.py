@@ -7,56 +7,38 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import select
 import socket
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rapha.runtime.broker import wire
+from rapha.runtime.broker.channel import Channel, Pace
 from rapha.runtime.broker.handover import Descriptor
-from rapha.runtime.broker.meter import Meter, Walk
-from rapha.runtime.broker.ring import Ring
-from rapha.runtime.broker.splits import NAMES, Order, Split, shuffled
-from rapha.runtime.broker.store import RecordStore
+from rapha.runtime.broker.meter import Meter
+from rapha.runtime.broker.ring import Area, Ring
+from rapha.runtime.broker.splits import NAMES, Split
+from rapha.runtime.broker.store import Field, RecordStore
+from rapha.runtime.broker.tally import Walk
 from rapha.runtime.broker.wire import End, Fault, FaultCode, Kind, Op, Request
 from rapha.spec.refusals import Refused
 
 MAX_FAULTS: Final = 1000
 """Refused messages after which the session ends."""
 MAX_BATCH: Final = 2**31 - 1
-_POLL_MS: Final = 200
 _LOG_FAULTS: Final = 20
 _log: Final = logging.getLogger("rapha.broker")
-
-
-@dataclass(slots=True)
-class Pace:
-    """A token bucket for messages that hand nothing over, so that a job can't keep the broker spinning."""
-
-    rate: float = 2000.0
-    burst: float = 2000.0
-    tokens: float = 2000.0
-    last: float = 0.0
-
-    def spend(self, stop: Event) -> None:
-        """Take one token; without one, wait until it is there or `stop` is set."""
-        now = time.monotonic()
-        self.tokens = min(self.burst, self.tokens + (now - self.last) * self.rate) - 1
-        self.last = now
-        if self.tokens < 0:
-            stop.wait(-self.tokens / self.rate)
 
 
 @dataclass(slots=True)
 class _Epoch:
     walk: Walk
     about: Descriptor
+    end: int
     ended: End | None = None
 
 
@@ -76,25 +58,25 @@ class Session:
         stop: Event,
     ) -> None:
         self._store, self._split, self._meter, self._ring = store, split, meter, ring
-        self._sock, self._fixed_order = sock, fixed_order
+        self._channel, self._fixed_order = Channel(sock, stop), fixed_order
         self._on_first_record, self._stop = on_first_record, stop
         self._free = list(range(ring.layout.slots))
         self._epoch: _Epoch | None = None
+        self._ragged = [(i, field) for i, field in enumerate(ring.layout.fields) if field.ragged]
         self._pace, self._faults = Pace(), 0
         self._descriptor = self._describe()
 
     def run(self) -> None:
         """Answer until the other end is gone, `stop` is set, or faults or hand-overs pass their limit."""
-        self._sock.setblocking(False)
         try:
-            while (message := self._receive()) is not None:
-                if not self._send(*self._answer(message)):
+            while (message := self._channel.receive()) is not None:
+                if not self._channel.send(*self._answer(message)):
                     break
                 if self._faults >= MAX_FAULTS or self._meter.exhausted:
                     _log.warning("the session ends: %d refused messages", self._faults)
                     break
         finally:
-            self._shut_down()
+            self._channel.shut_down()
 
     def _answer(self, message: bytes) -> tuple[bytes, tuple[int, ...]]:
         """The reply to `message`, and the descriptors that go with it."""
@@ -140,18 +122,19 @@ class Session:
 
     def _start(self, request: Request) -> bytes:
         self._pace.spend(self._stop)
-        batch_size, shuffle = request.a, bool(request.flags & wire.SHUFFLE)
+        batch_size, shuffle, first = request.a, bool(request.flags & wire.SHUFFLE), request.d
         if not 1 <= batch_size <= MAX_BATCH:
             raise Fault(FaultCode.RANGE)
         if shuffle and self._fixed_order:
             raise Fault(FaultCode.ORDER)
-        self._reset()
         total = len(self._split)
-        length = total - total % batch_size if request.flags & wire.DROP_LAST else total
-        permutation = shuffled(total, request.b, request.c) if shuffle else None
-        about = Descriptor(self._split.code, shuffle, batch_size, request.b, request.c)
-        self._epoch = _Epoch(self._meter.walk(Order(self._split, permutation, length)), about)
-        return wire.reply(Kind.STARTED, request.tag, a=length, b=total)
+        if first > total:
+            raise Fault(FaultCode.RANGE)
+        self._reset()
+        end = total - (total - first) % batch_size if request.flags & wire.DROP_LAST else total
+        about = Descriptor(self._split.code, shuffle, batch_size, request.b, request.c, first)
+        self._epoch = _Epoch(self._meter.walk(about.order(self._split), first), about, end)
+        return wire.reply(Kind.STARTED, request.tag, a=end, b=total)
 
     def _next(self, request: Request) -> bytes:
         epoch = self._epoch
@@ -161,16 +144,14 @@ class Session:
             raise Fault(FaultCode.RANGE)
         slot = self._slot(request.b)
         start = epoch.walk.cursor
-        count = min(request.a, self._ring.layout.records, epoch.walk.order.length - start)
+        count = min(request.a, self._ring.layout.records, epoch.end - start)
         if not count:
             epoch.ended = epoch.ended or End.EPOCH
         if epoch.ended:
             return self._end(request, epoch.ended)
-        about = Descriptor(
-            epoch.about.split, epoch.about.shuffle, epoch.about.batch_size, epoch.about.seed,
-            epoch.about.epoch, start,
-        )  # fmt: skip
-        admitted = self._meter.advance(epoch.walk, count, about)
+        if self._ragged:
+            count = self._fitting(epoch.walk.order.dense(start, start + count))
+        admitted = self._meter.advance(epoch.walk, count, replace(epoch.about, start=start))
         if len(admitted) < count:
             epoch.ended = End.CAP
         return self._hand_over(request, slot, admitted, count, start)
@@ -185,8 +166,17 @@ class Session:
             raise Fault(FaultCode.RANGE)
         slot = self._slot(request.b)
         about = Descriptor(self._split.code, False, request.a, explicit=hashlib.sha256(request.tail).digest())
-        admitted = self._meter.take(self._split.dense[chosen], about)
-        return self._hand_over(request, slot, admitted, request.c, 0)
+        dense = self._split.at(chosen.astype(np.int64))
+        if self._ragged:
+            dense = dense[: self._fitting(dense)]
+        admitted = self._meter.take(dense, about)
+        return self._hand_over(request, slot, admitted, len(dense), 0)
+
+    def _fitting(self, dense: NDArray[np.int64]) -> int:
+        """How many of these records are sure to fit a slot; at least one."""
+        return self._ring.layout.fitting(
+            {number: self._store.lengths(field.name, dense) for number, field in self._ragged}
+        )
 
     def _hand_over(
         self, request: Request, slot: int, dense: NDArray[np.int64], asked: int, start: int
@@ -195,10 +185,20 @@ class Session:
         if not len(dense):
             return self._end(request, End.CAP)
         for number, field in enumerate(self._ring.layout.fields):
-            self._store.gather(field.name, dense, self._ring.view(slot, number, len(dense)))
+            if field.ragged:
+                self._write_ragged(slot, number, dense)
+            else:
+                self._store.gather(field.name, dense, self._ring.view(slot, number, len(dense)))
         self._free.remove(slot)
         code = End.CAP if len(dense) < asked else 0
         return wire.reply(Kind.BATCH, request.tag, code, a=slot, b=len(dense), c=start)
+
+    def _write_ragged(self, slot: int, number: int, dense: NDArray[np.int64]) -> None:
+        name = self._ring.layout.fields[number].name
+        ends = np.cumsum(self._store.lengths(name, dense))
+        index = self._ring.index(slot, number, len(dense))
+        index[0], index[1:] = 0, ends
+        self._store.gather_values(name, dense, self._ring.view(slot, number, int(ends[-1])))
 
     def _end(self, request: Request, why: End) -> bytes:
         self._pace.spend(self._stop)
@@ -228,8 +228,7 @@ class Session:
                 "slot_bytes": layout.slot_bytes,
                 "slot_records": layout.records,
                 "fields": [
-                    {"name": f.name, "dtype": f.dtype, "shape": f.shape, "label": f.label, "offset": offset}
-                    for f, offset in zip(layout.fields, layout.offsets, strict=True)
+                    _described(field, area) for field, area in zip(layout.fields, layout.areas, strict=True)
                 ],
             },
             separators=(",", ":"),
@@ -238,50 +237,8 @@ class Session:
             raise Refused("node.dataset_invalid", "the fields don't fit one message; join some into arrays")
         return text
 
-    def _receive(self) -> bytes | None:
-        """The next message; None at the end. Descriptors that come along find no buffer and are dropped."""
-        while not self._stop.is_set():
-            try:
-                message = self._sock.recv(wire.MAX_MESSAGE + 1)
-            except BlockingIOError:
-                self._wait(select.POLLIN)
-                continue
-            except ConnectionError:
-                return None
-            # An empty message and the end look alike to recv.
-            if message or not self._hung_up():
-                return message
-            return None
-        return None
 
-    def _send(self, reply: bytes, descriptors: tuple[int, ...]) -> bool:
-        """Whether the reply is on its way. A job that doesn't read makes the broker wait, not spin."""
-        while not self._stop.is_set():
-            try:
-                if descriptors:
-                    socket.send_fds(self._sock, [reply], list(descriptors), socket.MSG_NOSIGNAL)
-                else:
-                    self._sock.send(reply, socket.MSG_NOSIGNAL)
-                return True
-            except BlockingIOError:
-                self._wait(select.POLLOUT)
-            except OSError as error:
-                _log.info("the job can't be answered: %s", error)
-                return False
-        return False
-
-    def _wait(self, event: int) -> None:
-        poll = select.poll()
-        poll.register(self._sock, event)
-        poll.poll(_POLL_MS)
-
-    def _hung_up(self) -> bool:
-        poll = select.poll()
-        poll.register(self._sock, select.POLLRDHUP)
-        return bool(poll.poll(0))
-
-    def _shut_down(self) -> None:
-        try:
-            self._sock.shutdown(socket.SHUT_RDWR)
-        except OSError as error:
-            _log.debug("already shut: %s", error)
+def _described(field: Field, area: Area) -> dict[str, Any]:
+    about = {"name": field.name, "dtype": field.dtype, "shape": field.shape, "label": field.label}
+    where: dict[str, Any] = {"ragged": field.ragged, "offset": area.offset}
+    return about | where | ({"index": area.index, "values": area.values} if field.ragged else {})

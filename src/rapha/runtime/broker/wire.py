@@ -1,18 +1,23 @@
 """The broker's protocol: one request, one reply, in fixed little-endian structs over SOCK_SEQPACKET.
 
-    request = version u8, op u8, split u8, flags u8, tag u32, a u64, b u64, c u64    (32 bytes)
+    request = version u8, op u8, split u8, flags u8, tag u32, a u64, b u64, c u64, d u64     (40 bytes)
       HELLO    -                                        reply HELLO, then JSON; carries the ring's descriptor
-      EPOCH    a batch size, b seed, c epoch            reply STARTED
+      EPOCH    a batch size, b seed, c epoch, d start   reply STARTED
       NEXT     a records, b slot given back             reply BATCH or END
       INDICES  a batch size, b slot given back, c count; then count × u32, relative to the split
                                                         reply BATCH or END
       COUNT    -                                        reply STARTED, a 0
-    reply   = version u8, kind u8, code u8, 0 u8, tag u32, a u64, b u64, c u64       (32 bytes)
+    reply   = version u8, kind u8, code u8, 0 u8, tag u32, a u64, b u64, c u64, 0 u64        (40 bytes)
       HELLO    a bytes of the JSON that follows
-      STARTED  a records in the epoch, b records in the split
+      STARTED  a position at which the epoch ends, b records in the split
       BATCH    a slot, b records in it, c position of the first in the epoch; code CAP when cut short
       END      code: why
       FAULT    code: what was wrong; nothing changed
+
+An epoch is taken up at position `start` of its order; what lies before is neither handed over nor counted.
+HELLO's JSON says where each field lies in a slot, and which are ragged: those have int32 offsets at `index`,
+one more than records, into `values` values at `offset`. As many records come as are sure to fit; the
+rest of the request is neither handed over nor counted, and can be asked for again.
 
 HELLO tells the schema and no number of records: everything after it depends on records, so from the next
 message on a crash of the job is no longer explained. What an op doesn't use must be zero. A tag is the
@@ -27,8 +32,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-VERSION: Final = 1
-STRUCT: Final = struct.Struct("<BBBBIQQQ")
+VERSION: Final = 2
+STRUCT: Final = struct.Struct("<BBBBIQQQQ")
 SHUFFLE: Final = 1
 DROP_LAST: Final = 2
 NO_SLOT: Final = 2**64 - 1
@@ -99,16 +104,17 @@ class Request:
     a: int
     b: int
     c: int
+    d: int
     tail: bytes
 
 
 _USES: Final = {
-    # op: flags allowed, then whether a, b and c are used
-    Op.HELLO: (0, False, False, False),
-    Op.EPOCH: (SHUFFLE | DROP_LAST, True, True, True),
-    Op.NEXT: (0, True, True, False),
-    Op.INDICES: (0, True, True, True),
-    Op.COUNT: (0, False, False, False),
+    # op: flags allowed, then whether a, b, c and d are used
+    Op.HELLO: (0, False, False, False, False),
+    Op.EPOCH: (SHUFFLE | DROP_LAST, True, True, True, True),
+    Op.NEXT: (0, True, True, False, False),
+    Op.INDICES: (0, True, True, True, False),
+    Op.COUNT: (0, False, False, False, False),
 }
 
 
@@ -120,17 +126,17 @@ def parse(message: bytes) -> Request:
     """
     if not STRUCT.size <= len(message) <= MAX_MESSAGE:
         raise Fault(FaultCode.LENGTH)
-    version, op, split, flags, tag, a, b, c = STRUCT.unpack_from(message)
+    version, op, split, flags, tag, a, b, c, d = STRUCT.unpack_from(message)
     if version != VERSION:
         raise Fault(FaultCode.VERSION)
     if op not in _USES:
         raise Fault(FaultCode.OP)
     allowed, *used = _USES[op]
-    if flags & ~allowed or any(value and not use for value, use in zip((a, b, c), used, strict=True)):
+    if flags & ~allowed or any(value and not use for value, use in zip((a, b, c, d), used, strict=True)):
         raise Fault(FaultCode.UNUSED)
     if len(message) != STRUCT.size + (4 * c if op == Op.INDICES else 0):
         raise Fault(FaultCode.LENGTH)
-    return Request(Op(op), split, flags, tag, a, b, c, message[STRUCT.size :])
+    return Request(Op(op), split, flags, tag, a, b, c, d, message[STRUCT.size :])
 
 
 def tag_of(message: bytes) -> int:
@@ -140,4 +146,4 @@ def tag_of(message: bytes) -> int:
 
 def reply(kind: Kind, tag: int, code: int = 0, a: int = 0, b: int = 0, c: int = 0) -> bytes:
     """A reply; HELLO's JSON goes behind it."""
-    return STRUCT.pack(VERSION, kind, code, 0, tag, a, b, c)
+    return STRUCT.pack(VERSION, kind, code, 0, tag, a, b, c, 0)
