@@ -7,7 +7,8 @@
     release.weights({"fc.weight": w})
     release.metric("loss", 0.31)
 
-The same script runs at home on a `.npz` file named by `RAPHA_HOME_DATA`; see `rapha_trainer.home`.
+The same script runs at home on a `.npz` file named by `RAPHA_HOME_DATA`; see `rapha_trainer.home`, and
+`rapha_trainer.mock` for a file of synthetic records.
 """
 
 from rapha_trainer import release

@@ -1,27 +1,50 @@
 """The loader at home: the same batches, in the same order, from a `.npz` file.
 
-`RAPHA_HOME_DATA` names the file. Each array in it is a field, [n, *shape]. Two names are special:
+`RAPHA_HOME_DATA` names the file. Each array in it is a field, [n, *shape]. A field of variable length is two:
+`labs`, the values of all records one after the other, and `labs__offsets`, whole numbers [n + 1], where
+record i has the values from offset i to offset i + 1. Names in double underscores are no fields:
 `__labels__`, the names of the label fields, and `__test__`, the indices of the test split's records (by
-default split "test" is all records, and "train" is what `__test__` leaves).
+default split "test" is all records, and "train" is what `__test__` leaves). `rapha job mock` writes such a
+file from a catalogue entry.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rapha_trainer.source import Arrays, Epoch, Field, length
+from rapha_trainer.order import positions
+from rapha_trainer.source import Arrays, Epoch, Field, Ragged, length
 
-_SPECIAL = ("__labels__", "__test__")
+OFFSETS: Final = "__offsets"
+"""What the offsets of a field of variable length are called, behind the field's name."""
+_SPECIAL: Final = ("__labels__", "__test__", "__synthetic__")
+
+
+class _Lists(NamedTuple):
+    """A field of variable length as the file has it; unlike a batch's, its offsets are of 64 bits."""
+
+    values: NDArray[Any]
+    offsets: NDArray[np.int64]
+
+
+Column = NDArray[Any] | _Lists
+
+
+class _Turn:
+    """Whose turn it is to read: a node serves one loader at a time, so a script learns it here already."""
+
+    now = 0
 
 
 class HomeSource:
     """One split of a `.npz` file; nothing is counted.
 
     Raises:
-        ValueError: the arrays don't have the same length, or a special one is wrong.
+        ValueError: the arrays don't have the same length, or one is not of the form above.
     """
 
     capped = False
@@ -31,9 +54,9 @@ class HomeSource:
             arrays = {name: file[name] for name in file.files}
         labels = {str(name) for name in arrays.get("__labels__", ())}
         test = arrays.get("__test__")
-        columns = {name: array for name, array in arrays.items() if name not in _SPECIAL}
-        lengths = {len(column) for column in columns.values() if column.ndim}
-        if len(lengths) != 1 or any(not column.ndim for column in columns.values()):
+        columns = _columns(path, {name: array for name, array in arrays.items() if name not in _SPECIAL})
+        lengths = {_records(column) for column in columns.values()}
+        if len(lengths) != 1:
             raise ValueError(f"{path}: the fields must be arrays of the same length")
         if labels - columns.keys():
             raise ValueError(
@@ -43,10 +66,7 @@ class HomeSource:
         self._columns = {
             name: column for name, column in columns.items() if split == "train" or name not in labels
         }
-        self.fields = tuple(
-            Field(name, column.dtype.name, column.shape[1:], name in labels)
-            for name, column in self._columns.items()
-        )
+        self.fields = tuple(_field(name, column, name in labels) for name, column in self._columns.items())
 
     @property
     def records(self) -> int:
@@ -59,26 +79,74 @@ class HomeSource:
 
     def batches(self, epoch: Epoch) -> Iterator[Arrays]:
         """As `Source.batches`."""
-        order = self._order(epoch)
-        for start in range(0, self.epoch_records(epoch), epoch.batch_size):
-            chosen = order[start : start + epoch.batch_size]
-            batch = {name: column[chosen] for name, column in self._columns.items()}
-            for array in batch.values():
-                # As in a job, where the memory is the broker's: code that writes into a batch fails here too.
-                array.flags.writeable = False
-            yield batch
+        turn = _Turn.now = _Turn.now + 1
+        total = self.epoch_records(epoch)
+        for start in range(epoch.start, total, epoch.batch_size):
+            chosen = self._walked(epoch, start, min(start + epoch.batch_size, total))
+            yield {name: _taken(column, chosen) for name, column in self._columns.items()}
+            if turn != _Turn.now:
+                raise RuntimeError("another iteration has begun; one loader at a time reads from the node")
 
-    def _order(self, epoch: Epoch) -> NDArray[np.int64]:
+    def _walked(self, epoch: Epoch, start: int, stop: int) -> NDArray[np.int64]:
+        """Which records are at positions start … stop-1 of the epoch."""
         if epoch.indices is not None:
-            return self._chosen[epoch.indices]
+            return self._chosen[epoch.indices[start:stop]]
         if epoch.shuffle:
-            return self._chosen[shuffled(self.records, epoch.seed, epoch.number)]
-        return self._chosen
+            return self._chosen[positions(self.records, epoch.seed, epoch.number, start, stop)]
+        return self._chosen[start:stop]
 
 
-def shuffled(records: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The permutation of 0 … records-1 for an epoch, the same one that the node's broker draws."""
-    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(records)
+def _columns(path: str, arrays: dict[str, NDArray[Any]]) -> dict[str, Column]:
+    """The fields; those of variable length with their offsets."""
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8 or not array.dtype.isnative:
+            raise ValueError(f"{path}: {name} must be plain numbers, not {array.dtype}")
+        if not array.ndim:
+            raise ValueError(f"{path}: the fields must be arrays of the same length; {name} is one number")
+    offsets = {name.removesuffix(OFFSETS): name for name in arrays if name.endswith(OFFSETS)}
+    if alone := sorted(offsets.keys() - arrays.keys()):
+        raise ValueError(f"{path}: the values {alone[0]!r} must be there for {offsets[alone[0]]!r}")
+    return {
+        name: _lists(f"{path}: {offsets[name]}", array, arrays[offsets[name]]) if name in offsets else array
+        for name, array in arrays.items()
+        if name not in offsets.values()
+    }
+
+
+def _lists(where: str, values: NDArray[Any], offsets: NDArray[Any]) -> _Lists:
+    """Raises `ValueError` unless the offsets rise from 0 to the number of values."""
+    if offsets.ndim != 1 or offsets.dtype.kind not in "iu" or not len(offsets):
+        raise ValueError(f"{where} must be a list of whole numbers, one more than there are records")
+    wide = offsets.astype(np.int64)
+    if wide[0] != 0 or wide[-1] != len(values) or (np.diff(wide) < 0).any():
+        raise ValueError(f"{where} must rise from 0 to the number of values, {len(values)}")
+    return _Lists(values, wide)
+
+
+def _records(column: Column) -> int:
+    return len(column.offsets) - 1 if isinstance(column, _Lists) else len(column)
+
+
+def _field(name: str, column: Column, label: bool) -> Field:
+    values = column.values if isinstance(column, _Lists) else column
+    return Field(name, values.dtype.name, values.shape[1:], label, isinstance(column, _Lists))
+
+
+def _taken(column: Column, chosen: NDArray[np.int64]) -> NDArray[Any] | Ragged:
+    """The records `chosen`, read-only: in a job the memory is the broker's, and writing fails here too."""
+    if not isinstance(column, _Lists):
+        return _frozen(column[chosen])
+    starts, stops = column.offsets[chosen], column.offsets[chosen + 1]
+    counts = stops - starts
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    # Where each value lies: its position in the batch, moved by how far its record was moved.
+    where = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], counts)
+    return Ragged(_frozen(column.values[where]), _frozen(offsets.astype(np.int32)))
+
+
+def _frozen(array: NDArray[Any]) -> NDArray[Any]:
+    array.flags.writeable = False
+    return array
 
 
 def _split(records: int, test: NDArray[np.int64] | None, split: str) -> NDArray[np.int64]:

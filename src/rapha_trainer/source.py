@@ -5,27 +5,47 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-Arrays = dict[str, NDArray[Any]]
+
+class Ragged(NamedTuple):
+    """A field of variable length: record i of a batch holds `values[offsets[i]:offsets[i + 1]]`.
+
+    Attributes:
+        values: [m, *shape].
+        offsets: int32[k + 1], rising from 0 to m.
+    """
+
+    values: NDArray[Any]
+    offsets: NDArray[np.int32]
+
+
+Arrays = dict[str, "NDArray[Any] | Ragged"]
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field of every record: `dtype` is numpy's name, `shape` that of one record."""
+    """One field of every record: `dtype` is numpy's name, `shape` that of one record.
+
+    Where `ragged`, a record holds any number of values and `shape` is that of one of them.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     label: bool
+    ragged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What to read: in the order of `indices` if given, else shuffled by (seed, number), else as stored."""
+    """What to read: in the order of `indices` if given, else shuffled by (seed, number), else as stored.
+
+    The first `start` records of that order are passed over: they were read before the loader was resumed.
+    """
 
     batch_size: int
     shuffle: bool
@@ -34,6 +54,7 @@ class Epoch:
     drop_last: bool
     indices: NDArray[np.uint32] | None
     prefetch: int | None
+    start: int = 0
 
 
 class Source(Protocol):

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rapha.cli.exits import NO, OK, UNKNOWN, WRONG_CALL, emit, emit_json, leave, say
+from rapha.cli.job_mock import mock
 from rapha.evidence import canonical, hpke
 from rapha.evidence.keys import SigningKey
 from rapha.researcher.project import TEMPLATES, Project
@@ -135,6 +136,9 @@ def fetch(
     with _client(coordinator, api_key) as client:
         follower(client, Project(folder), key, trust, agreement).fetch(hpke.load(results_key), out)
     emit(str(out / "bundle.json"))
+
+
+app.command()(mock)
 
 
 def follower(client: Any, project: Project, key: Path, trust: Path, agreement: Path) -> Any:
