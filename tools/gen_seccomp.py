@@ -1,6 +1,7 @@
-"""Compile the sandbox's seccomp allow-list to BPF, one file an architecture, and to gVisor's OCI section.
+"""Compile the sandbox's seccomp allow-list to BPF, one file an architecture, and to gVisor's OCI section;
+and that of the workers that parse stored images, to BPF.
 
-    python tools/gen_seccomp.py [--out DIR]
+    python tools/gen_seccomp.py [--out DIR] [--workers DIR]
 
 libseccomp does the compiling (through `pyseccomp`); the nodes load the committed bytes and need neither.
 A system call that no table below names gets EPERM. Rules compare the 32 bits that the kernel reads: a
@@ -16,12 +17,14 @@ import json
 import struct
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import pyseccomp as seccomp
 
 FILTERS: Final = Path(__file__).parent.parent / "src/rapha/runtime/sandbox/filters"
+WORKERS: Final = Path(__file__).parent.parent / "src/rapha/node/sources/workers"
 ARCHES: Final = {"x86_64": seccomp.Arch.X86_64, "aarch64": seccomp.Arch.AARCH64}
 AUDIT_ARCH: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
@@ -138,9 +141,25 @@ CONDITIONS: Final = (
 UNKNOWN: Final = ("clone3",)
 """Its flags lie behind a pointer, where no filter can look; on ENOSYS the C library uses clone."""
 
+WORKER_ALLOWED: Final = """
+access arch_prctl brk clock_getres clock_gettime clock_nanosleep close exit exit_group faccessat faccessat2
+fadvise64 fstat fstatfs futex getcwd getdents64 getegid geteuid getgid getpid getppid getrandom getrlimit
+getrusage gettid gettimeofday getuid lseek lstat madvise membarrier mmap mprotect mremap munmap nanosleep
+newfstatat open openat openat2 pread64 preadv preadv2 read readahead readlink readlinkat readv
+restart_syscall rseq rt_sigaction rt_sigprocmask rt_sigreturn sched_getaffinity sched_yield sigaltstack stat
+statfs statx sysinfo time times uname write writev
+""".split()  # noqa: SIM905
+"""What is left to a worker once it has imported what it needs: memory, reading files, its one socket by
+`read` and `write`. No socket call, no other process, no thread, no signal to anyone, no limit raised."""
+F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC = 1, 2, 3, 1030
+WORKER_CONDITIONS: Final = tuple(
+    Condition("fcntl", 1, LOW_WORD, command) for command in (F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC)
+)
+"""F_SETOWN would have the kernel send signals to others."""
 
-def _conditional(rules: seccomp.SyscallFilter) -> None:
-    for call, position, mask, value in CONDITIONS:
+
+def _conditional(rules: seccomp.SyscallFilter, conditions: Iterable[Condition]) -> None:
+    for call, position, mask, value in conditions:
         rules.add_rule(seccomp.ALLOW, call, seccomp.Arg(position, seccomp.MASKED_EQ, mask, value))
     for call in UNKNOWN:
         rules.add_rule(seccomp.ERRNO(errno.ENOSYS), call)
@@ -179,22 +198,31 @@ def _newer_calls(arch: str) -> bytes:
 
 
 def compile_filter(arch: str) -> bytes:
-    """BPF for `arch` (`x86_64` or `aarch64`); calls of any other ABI kill the process.
+    """BPF for a job on `arch` (`x86_64` or `aarch64`); calls of any other ABI kill the process.
 
     Raises:
         KeyError: `arch` is not one of `ARCHES`.
         OSError: libseccomp refuses a rule.
     """
+    return _compile(arch, ALLOWED, CONDITIONS)
+
+
+def compile_worker(arch: str) -> bytes:
+    """As `compile_filter`, for a worker."""
+    return _compile(arch, WORKER_ALLOWED, WORKER_CONDITIONS)
+
+
+def _compile(arch: str, allowed: Iterable[str], conditions: Iterable[Condition]) -> bytes:
     wanted = ARCHES[arch]
     rules = seccomp.SyscallFilter(seccomp.ERRNO(errno.EPERM))
     rules.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.KILL_PROCESS)
     if seccomp.system_arch() != wanted:
         rules.add_arch(wanted)
         rules.remove_arch(seccomp.system_arch())
-    for call in ALLOWED:
+    for call in allowed:
         if seccomp.resolve_syscall(wanted, call) >= 0:
             rules.add_rule(seccomp.ALLOW, call)
-    _conditional(rules)
+    _conditional(rules, conditions)
     with tempfile.TemporaryFile() as file:
         rules.export_bpf(file)
         file.seek(0)
@@ -214,13 +242,16 @@ def compiler_version() -> str:
 
 
 def main() -> int:
-    """Write every filter under `--out`."""
+    """Write every filter under `--out` and `--workers`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=FILTERS)
-    out: Path = parser.parse_args().out
+    parser.add_argument("--workers", type=Path, default=WORKERS)
+    asked = parser.parse_args()
+    out: Path = asked.out
     for arch in ARCHES:
         (out / f"{arch}.bpf").write_bytes(compile_filter(arch))
-        sys.stderr.write(f"{out / arch}.bpf\n")
+        (asked.workers / f"{arch}.bpf").write_bytes(compile_worker(arch))
+        sys.stderr.write(f"{out / arch}.bpf, {asked.workers / arch}.bpf\n")
     (out / "oci.json").write_text(oci_section())
     (out / "libseccomp.version").write_text(compiler_version() + "\n")
     return 0
