@@ -1,0 +1,83 @@
+"""The attributes that decoding needs (PS3.6), with the VR that an implicit file leaves out."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+
+class Tag(IntEnum):
+    """Group and element as one number."""
+
+    TRANSFER_SYNTAX = 0x00020010
+    CHARACTER_SET = 0x00080005
+    SOP_INSTANCE = 0x00080018
+    MODALITY = 0x00080060
+    PATIENT_ID = 0x00100020
+    SLICE_THICKNESS = 0x00180050
+    POSITION = 0x00200032
+    ORIENTATION = 0x00200037
+    FRAME_OF_REFERENCE = 0x00200052
+    PLANE_POSITIONS = 0x00209113
+    PLANE_ORIENTATIONS = 0x00209116
+    SAMPLES = 0x00280002
+    PHOTOMETRIC = 0x00280004
+    PLANAR = 0x00280006
+    FRAMES = 0x00280008
+    ROWS = 0x00280010
+    COLUMNS = 0x00280011
+    SPACING = 0x00280030
+    ALLOCATED = 0x00280100
+    STORED = 0x00280101
+    HIGH_BIT = 0x00280102
+    SIGNED = 0x00280103
+    INTERCEPT = 0x00281052
+    SLOPE = 0x00281053
+    RED_DESCRIPTOR = 0x00281101
+    GREEN_DESCRIPTOR = 0x00281102
+    BLUE_DESCRIPTOR = 0x00281103
+    RED_TABLE = 0x00281201
+    GREEN_TABLE = 0x00281202
+    BLUE_TABLE = 0x00281203
+    MODALITY_TABLE = 0x00283000
+    TABLE_DESCRIPTOR = 0x00283002
+    TABLE_DATA = 0x00283006
+    PIXEL_MEASURES = 0x00289110
+    VALUE_TRANSFORMATIONS = 0x00289145
+    SHARED_GROUPS = 0x52009229
+    FRAME_GROUPS = 0x52009230
+    OFFSETS = 0x7FE00001
+    OFFSET_LENGTHS = 0x7FE00002
+    FLOAT_PIXELS = 0x7FE00008
+    DOUBLE_PIXELS = 0x7FE00009
+    PIXELS = 0x7FE00010
+
+
+VR_OF: Final[dict[int, bytes]] = {
+    **dict.fromkeys((Tag.SOP_INSTANCE, Tag.FRAME_OF_REFERENCE, Tag.TRANSFER_SYNTAX), b"UI"),
+    **dict.fromkeys((Tag.CHARACTER_SET, Tag.MODALITY, Tag.PHOTOMETRIC), b"CS"),
+    Tag.PATIENT_ID: b"LO",
+    Tag.FRAMES: b"IS",
+    **dict.fromkeys(
+        (Tag.SLICE_THICKNESS, Tag.POSITION, Tag.ORIENTATION, Tag.SPACING, Tag.INTERCEPT, Tag.SLOPE), b"DS"
+    ),
+    **dict.fromkeys(
+        (
+            Tag.SAMPLES, Tag.PLANAR, Tag.ROWS, Tag.COLUMNS, Tag.ALLOCATED, Tag.STORED, Tag.HIGH_BIT,
+            Tag.SIGNED, Tag.RED_DESCRIPTOR, Tag.GREEN_DESCRIPTOR, Tag.BLUE_DESCRIPTOR, Tag.TABLE_DESCRIPTOR,
+        ),
+        b"US",
+    ),
+    **dict.fromkeys((Tag.RED_TABLE, Tag.GREEN_TABLE, Tag.BLUE_TABLE, Tag.TABLE_DATA), b"OW"),
+    **dict.fromkeys(
+        (
+            Tag.PLANE_POSITIONS, Tag.PLANE_ORIENTATIONS, Tag.MODALITY_TABLE, Tag.PIXEL_MEASURES,
+            Tag.VALUE_TRANSFORMATIONS, Tag.SHARED_GROUPS, Tag.FRAME_GROUPS,
+        ),
+        b"SQ",
+    ),
+    **dict.fromkeys((Tag.OFFSETS, Tag.OFFSET_LENGTHS), b"OV"),
+    Tag.FLOAT_PIXELS: b"OF",
+    Tag.DOUBLE_PIXELS: b"OD",
+    Tag.PIXELS: b"OW",
+}  # fmt: skip
