@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rapha.node.datasets.consent import check_permission, match_opt_outs, read_opt_outs
 from rapha.spec.dataset import DatasetManifest
@@ -115,3 +117,19 @@ def test_a_withdrawal_that_would_silently_not_apply_refuses(listed: str, patient
 
 def test_an_exact_line_beside_a_similar_patient_is_fine() -> None:
     assert match_opt_outs(frozenset({"A-1"}), ["A-1", "A1"]) == {"A-1"}
+
+
+@given(
+    st.text("abcXYZ0123456789", min_size=1, max_size=12).filter(lambda word: word.strip("0") != ""),
+    st.sampled_from(["", "é", "ß"]),
+    st.sampled_from("- ._/:#"),
+    st.integers(0, 12),
+)
+def test_case_punctuation_and_zeros_never_hide_a_withdrawal(
+    word: str, letter: str, mark: str, place: int
+) -> None:
+    patient = word + letter  # a letter beyond ASCII takes another way through the code
+    listed = "00" + word[:place].swapcase() + mark + word[place:] + letter
+    with pytest.raises(Refused, match=r"node\.dataset_invalid"):
+        match_opt_outs(frozenset([listed]), [patient])
+    assert match_opt_outs(frozenset([patient]), [patient]) == {patient}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapha.node.datasets import control
+from rapha.node.datasets import control, frames
 from rapha.spec.refusals import REGISTRY, Refused
 
 Pair = tuple[socket.socket, socket.socket]
@@ -23,11 +23,11 @@ def pair() -> Iterator[Pair]:
 
 def test_a_frame_and_its_descriptor_arrive_together(pair: Pair) -> None:
     reading, writing = os.pipe()
-    control.send(pair[0], {"a": 1})
-    control.send(pair[0], {"b": 2}, writing)
+    frames.send(pair[0], {"a": 1})
+    frames.send(pair[0], {"b": 2}, writing)
     os.close(writing)
-    assert control.receive(pair[1]) == ({"a": 1}, None)
-    frame, descriptor = control.receive(pair[1])
+    assert frames.receive(pair[1]) == ({"a": 1}, None)
+    frame, descriptor = frames.receive(pair[1])
     assert frame == {"b": 2} and descriptor is not None and not os.get_inheritable(descriptor)
     os.write(descriptor, b"x")
     os.close(descriptor)
@@ -38,16 +38,16 @@ def test_a_frame_and_its_descriptor_arrive_together(pair: Pair) -> None:
 def test_the_end_of_the_peer_is_told(pair: Pair) -> None:
     pair[0].send(b"\x00\x00")
     pair[0].close()
-    with pytest.raises(control.Closed):
-        control.receive(pair[1])
-    with pytest.raises(control.Closed):
-        control.send(pair[1], {})
+    with pytest.raises(frames.Closed):
+        frames.receive(pair[1])
+    with pytest.raises(frames.Closed):
+        frames.send(pair[1], {})
 
 
 @pytest.mark.parametrize(
     ("data", "code"),
     [
-        ((control.MAX_FRAME + 1).to_bytes(4), "schema.too_large"),
+        ((frames.MAX_FRAME + 1).to_bytes(4), "schema.too_large"),
         (b"\xff\xff\xff\xff", "schema.too_large"),
         (b"\x00\x00\x00\x02[]", "schema.json"),
         (b"\x00\x00\x00\x03{ }", "schema.json"),
@@ -58,7 +58,7 @@ def test_the_end_of_the_peer_is_told(pair: Pair) -> None:
 def test_what_is_no_frame_refuses(pair: Pair, data: bytes, code: str) -> None:
     pair[0].sendall(data)
     with pytest.raises(Refused) as refused:
-        control.receive(pair[1])
+        frames.receive(pair[1])
     assert refused.value.code == code
 
 
@@ -67,7 +67,7 @@ def test_descriptors_of_a_bad_frame_are_closed(pair: Pair) -> None:
     socket.send_fds(pair[0], [b"\x00\x00\x00\x02[]"], [writing, writing])
     os.close(writing)
     with pytest.raises(Refused):
-        control.receive(pair[1])
+        frames.receive(pair[1])
     assert os.read(reading, 1) == b"", "no copy of the writing end is left"
     os.close(reading)
 

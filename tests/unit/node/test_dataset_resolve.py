@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapha.node.datasets.pseudonyms import held_out
-from rapha.node.datasets.resolve import OPTED_OUT, Cell, Funnel, Selection, resolve
+from rapha.node.datasets.resolve import OPTED_OUT, Cell, Funnel, Selection, after_preparation, resolve
 from rapha.node.sources.filter import Column, matches
-from rapha.node.sources.interface import Array, Index, Mask, Quarantine
+from rapha.node.sources.interface import Array, Index, Mask, Quarantine, Rendered, Sink
 from rapha.spec import cohort
 from rapha.spec.cohort import Node
 from rapha.spec.dataset import DatasetManifest
@@ -32,8 +32,15 @@ class Table:
     def select(self, cohort: Node) -> Mask:
         return matches(cohort, {"x": self.x}, len(self.x.values))
 
-    def read(self, positions: Array) -> dict[str, Array]:
+    @property
+    def rendered(self) -> tuple[str, ...]:
+        return ()
+
+    def read(self, positions: Array) -> dict[str, Any]:
         return {"x": positions}
+
+    def render(self, positions: Array, renders: Any, sink: Sink) -> Rendered:
+        return Rendered(np.zeros(len(positions), dtype=np.uint8), [b""] * len(positions))
 
     def close(self) -> None:
         pass
@@ -224,3 +231,128 @@ def test_what_is_allowed_holds_every_rule(
     for split in (selection.train, selection.test):
         assert len({patients[i] for i in split}) >= cell
     assert not {patients[i] for i in selection.train} & {patients[i] for i in selection.test}
+
+
+IMAGES = {"kind": "dicom", "path": "/mnt/pacs"}
+
+
+@pytest.mark.parametrize(
+    ("source", "reasons"),
+    [
+        (
+            None,
+            {"patient_missing", "patient_invalid", "value_missing", "value_not_finite", "shape"},
+        ),
+        (IMAGES, {kind.name.lower() for kind in Quarantine if kind}),
+    ],
+)
+def test_every_reason_of_a_kind_is_listed_whatever_happened(
+    source: dict[str, Any] | None, reasons: set[str]
+) -> None:
+    changes: dict[str, Any] = {"source": source} if source else {}
+    calm, stormy = ask(Table(people(200)), **changes), ask(Table(people(200), bad=(1, 2, 3)), **changes)
+    wanted = {"matched", "readable", "consented", "used", OPTED_OUT} | {f"record.{name}" for name in reasons}
+    for selection in (calm, stormy):
+        assert set(selection.funnel.published(10, 10)) == wanted
+
+
+def test_a_reason_that_a_kind_of_source_can_not_have_is_a_defect() -> None:
+    table = Table(people(200))
+    table.index.quarantine[3] = Quarantine.TRANSFER_FAILED
+    with pytest.raises(Refused, match=r"node\.internal"):
+        ask(table)
+    ask(table, source=IMAGES)
+
+
+def test_a_readable_record_of_nobody_is_a_defect() -> None:
+    with pytest.raises(Refused, match=r"node\.internal"):
+        ask(Table([*people(200), ""]))
+
+
+def decoded(
+    selection: Selection, fallen: dict[int, Quarantine], seed: int = 1, **changes: Any
+) -> tuple[Selection, Array]:
+    """What is left after the records were decoded in some order and those of `fallen` could not be."""
+    chosen = np.concatenate([selection.train, selection.test])
+    positions = np.random.default_rng(seed).permutation(chosen)
+    verdicts = np.array([fallen.get(int(p), Quarantine.NONE) for p in positions], dtype=np.uint8)
+    return after_preparation(selection, positions, verdicts, manifest(source=IMAGES, **changes)), positions
+
+
+def test_what_can_not_be_decoded_leaves_its_split_and_is_counted() -> None:
+    whole = ask(Table(people(200), bad=(7,)), source=IMAGES)
+    fallen = {int(whole.train[0]): Quarantine.DECODER_CRASHED, int(whole.test[-1]): Quarantine.TOO_LARGE}
+    left, _ = decoded(whole, fallen)
+    assert list(left.train) == list(whole.train[1:]) and list(left.test) == list(whole.test[:-1])
+    funnel = left.funnel
+    assert (funnel.matched, funnel.used) == (Cell(200, 200), Cell(197, 197))
+    assert funnel.readable == funnel.consented == funnel.used
+    reasons = {name: count.records for name, count in funnel.reasons.items() if count.records}
+    assert reasons == {"record.value_missing": 1, "record.decoder_crashed": 1, "record.too_large": 1}
+    assert whole.funnel.used == Cell(199, 199), "the selection that was approved is not touched"
+
+
+def test_nothing_fell_out_and_nothing_changes() -> None:
+    whole = ask(Table(people(200)), source=IMAGES)
+    left, _ = decoded(whole, {})
+    assert left.funnel == whole.funnel
+    assert list(left.train) == list(whole.train) and list(left.test) == list(whole.test)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_split_that_falls_below_the_cell_refuses_without_a_number(split: str) -> None:
+    whole = ask(Table(people(200)), source=IMAGES)
+    mine = getattr(whole, split)
+    decoded(whole, dict.fromkeys(mine[10:].tolist(), Quarantine.TOO_SLOW))
+    with pytest.raises(Refused) as refused:
+        decoded(whole, dict.fromkeys(mine[9:].tolist(), Quarantine.TOO_SLOW))
+    assert refused.value.code == "privacy.cohort_refused"
+    assert refused.value.detail == REGISTRY["privacy.cohort_refused"].meaning
+
+
+def test_cells_after_decoding_count_patients_and_not_records() -> None:
+    whole = ask(Table(people(60, records_each=5)), source=IMAGES)
+    gone = {
+        int(p): Quarantine.CHANGED
+        for p in whole.train
+        if whole.patient_of[p] in set(whole.patient_of[whole.train][45:])
+    }
+    assert len(whole.train) - len(gone) >= 10
+    with pytest.raises(Refused, match=r"privacy\.cohort_refused"):
+        decoded(whole, gone)
+
+
+def test_of_a_sample_only_the_sample_is_judged() -> None:
+    whole = ask(Table(people(1000)), max_records=100, source=IMAGES)
+    left, _ = decoded(whole, {int(whole.train[3]): Quarantine.PIXELS_INVALID})
+    assert left.funnel.used == Cell(99, 99) and left.funnel.readable == Cell(999, 999)
+
+
+def test_verdicts_that_do_not_fit_the_records_are_a_defect() -> None:
+    whole = ask(Table(people(200)), source=IMAGES)
+    with pytest.raises(Refused, match=r"node\.internal"):
+        after_preparation(whole, whole.train, np.zeros(3, dtype=np.uint8), manifest(source=IMAGES))
+
+
+@given(
+    records_each=st.integers(1, 4),
+    fallen=st.dictionaries(st.integers(0, 239), st.sampled_from(list(Quarantine)), max_size=150),
+    seed=st.integers(0, 100),
+)
+def test_after_decoding_every_rule_still_holds(
+    records_each: int, fallen: dict[int, Quarantine], seed: int
+) -> None:
+    names = people(60, records_each)
+    whole = ask(Table(names), source=IMAGES)
+    try:
+        left, positions = decoded(whole, fallen, seed)
+    except Refused as refusal:
+        assert refusal.code == "privacy.cohort_refused"
+        return
+    gone = {p for p, kind in fallen.items() if kind}
+    for split, before in ((left.train, whole.train), (left.test, whole.test)):
+        assert split.tolist() == [p for p in before.tolist() if p not in gone]
+        assert len({names[p] for p in split}) >= 10
+    funnel = left.funnel
+    assert funnel.used.records == len(left.train) + len(left.test) == len(set(positions.tolist()) - gone)
+    assert funnel.matched.records - sum(c.records for c in funnel.reasons.values()) == funnel.readable.records

@@ -56,13 +56,24 @@ def look(root: Path, walls: Walls | None = None, **fields: Any) -> dict[str, Che
     return {c.id: c for c in found}
 
 
-IDS = ["keys", "phi-key", "trust", "agreements", "datasets", "policy", "runtime", "sandbox", "attestation"]
+IDS = [
+    "keys",
+    "phi-key",
+    "trust",
+    "agreements",
+    "datasets",
+    "policy",
+    "runtime",
+    "sandbox",
+    "swap",
+    "attestation",
+]
 
 
 def test_every_requirement_is_listed_with_what_to_do(root: Path) -> None:
     found = look(root)
     assert list(found) == [*IDS, "air-gap"]
-    good = {"keys", "phi-key", "runtime", "sandbox", "air-gap"}
+    good = {"keys", "phi-key", "runtime", "sandbox", "swap", "air-gap"}
     assert {c.id for c in found.values() if c.ok} == good
     for check in found.values():
         assert check.dump() == {"id": check.id, "ok": check.ok, "found": check.found, "fix": check.fix}
@@ -97,7 +108,7 @@ def test_what_is_broken_fails_and_the_rest_is_still_looked_at(
     found = look(root)
     assert not found[check].ok
     assert found[check].fix
-    assert len(found) == 10
+    assert len(found) == len(IDS) + 1
 
 
 FIELDS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -67,6 +67,9 @@ def node(tmp_path: Path) -> Iterator[Any]:
 @pytest.fixture(autouse=True)
 def _no_data(monkeypatch: pytest.MonkeyPatch) -> None:
     class Data:
+        def __init__(self, **_: object) -> None:
+            return None
+
         def __enter__(self) -> None:
             return None
 

@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapha.node.datasets.manifest import load
-from rapha.node.sources.interface import Quarantine
-from rapha.node.sources.parquet import ParquetRecords, ParquetSource
+from rapha.node.sources.interface import Quarantine, Surroundings
+from rapha.node.sources.parquet import Locators, ParquetRecords, ParquetSource
 from rapha.spec import cohort
-from rapha.spec.dataset import DatasetManifest, Field, Provenance, Source, SourceFile, Target
+from rapha.spec.dataset import DatasetManifest, Field, FolderSource, Provenance, Target
+from rapha.spec.paths import SourceFile
 from rapha.spec.refusals import Refused
 from rapha.testing.hospital import write_table
 
@@ -59,7 +60,8 @@ def write(root: Path, patients: Any = ("a", "b", "c", "d"), **changes: Any) -> D
 
 
 def opened(root: Path) -> ParquetRecords:
-    return ParquetSource().open(load(root / "manifest.json"), root)
+    around = Surroundings(root, workers=1, tell=lambda stage, done, total: None)
+    return ParquetSource().open(load(root / "manifest.json"), around)
 
 
 def test_rows_are_judged_one_by_one(tmp_path: Path) -> None:
@@ -72,7 +74,7 @@ def test_rows_are_judged_one_by_one(tmp_path: Path) -> None:
         "record.value_missing",
     ]
     assert records.index.patients == ["a", "b", "c", "d"]
-    read = records.read(np.array([0, 3]))
+    read: dict[str, Any] = dict(records.read(np.array([0, 3])))
     assert set(read) == {"age", "dose", "smoker", "label"}, "text is never served"
     assert read["dose"].dtype == np.float32 and read["dose"].tolist() == [np.float32(17.99), 1.0]
     assert records.index.locators[2].endswith(":2") and len(list(records.index.locators)) == 4
@@ -167,7 +169,7 @@ def rewrite(root: Path, data: bytes) -> None:
     folder.chmod(0o555)
     file = SourceFile(name=path.name, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
     manifest = load(root / "manifest.json")
-    source = Source(kind="folder", format="parquet", path="records", files=(file,))
+    source = FolderSource(kind="folder", format="parquet", path="records", files=(file,))
     text = manifest.model_copy(update={"source": source}).model_dump_json()
     (root / "manifest.json").write_text(text)
 
@@ -363,3 +365,13 @@ def test_a_manifest_that_is_a_link_or_absent_refuses(tmp_path: Path) -> None:
         with pytest.raises(Refused) as refused:
             load(tmp_path / name)
         assert refused.value.code == code
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6))
+def test_locators_are_the_same_one_by_one_and_in_order(rows: list[int]) -> None:
+    locators = Locators(tuple(f"{i:064x}" for i in range(len(rows))), tuple(rows))
+    assert len(locators) == sum(rows) and [locators[i] for i in range(len(locators))] == list(locators)
+    assert locators[1:3] == list(locators)[1:3]
+    for beyond in (-1, len(locators)):
+        with pytest.raises(IndexError):
+            locators[beyond]

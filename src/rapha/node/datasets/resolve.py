@@ -9,14 +9,17 @@
 6. cap: where the cohort is larger than `max_records`, a sample of that size is drawn with a key of the job,
    test and train in proportion, each still ≥ minimum cell; so trusted metrics fit under the cap too, and
    two caps that differ by one don't differ by one person
+7. preparation: decoding shows that some of those records can't be used after all; they leave their split,
+   and each split still has ≥ minimum cell
 
-Whoever asks learns one code and no number from 4, 5 and 6 (gates, "The surface").
+Whoever asks learns one code and no number from 4 to 7 (gates, "The surface").
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -27,7 +30,15 @@ from rapha.spec.cohort import Node
 from rapha.spec.dataset import DatasetManifest
 from rapha.spec.refusals import Refused
 
-OPTED_OUT = "consent.opted_out"
+OPTED_OUT: Final = "consent.opted_out"
+_OF_TABLES: Final = (
+    Quarantine.PATIENT_MISSING,
+    Quarantine.PATIENT_INVALID,
+    Quarantine.VALUE_MISSING,
+    Quarantine.VALUE_NOT_FINITE,
+    Quarantine.SHAPE,
+)
+_ANY: Final = tuple(kind for kind in Quarantine if kind != Quarantine.NONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +54,10 @@ class Funnel:
     """Exact counts, for use inside the dataset process only; `published` is what may leave it.
 
     `matched` = `readable` + the quarantine reasons. Opt-outs are counted over the whole dataset and not
-    over the cohort, since they were dropped before it was matched.
+    over the cohort, since they were dropped before it was matched. A record whose description can't be read
+    matches no comparison, so it falls out unmatched and counted nowhere, except where the cohort is every
+    record. Of a cohort larger than the cap, only the sample is decoded: what the others would have shown,
+    nobody knows, and they count as readable.
     """
 
     matched: Cell
@@ -70,11 +84,16 @@ class Selection:
     Attributes:
         train, test: positions, int64.
         patient_of: length n of the source; a dense patient number, −1 where the identifier is unusable.
+        matched, opted_out: length n of the source; what steps 1 and 2 found.
+        quarantine: length n of the source, uint8 of `Quarantine`.
     """
 
     train: Array
     test: Array
     patient_of: Array
+    matched: Mask
+    opted_out: Mask
+    quarantine: Array
     funnel: Funnel
 
 
@@ -98,14 +117,13 @@ def resolve(
             list of opt-outs nearly names a patient.
     """
     index = records.index
-    names, patient_of = _number(index)
+    names, patient_of = numbered(index)
+    readable = readable_records(index, patient_of)
     # 1. opt-outs
-    gone = match_opt_outs(listed, names)
-    opted_out = _per_record([name in gone for name in names], patient_of)
+    opted_out = opted_out_records(listed, names, patient_of)
     # 2. match
     matched = records.select(cohort) & ~opted_out
     # 3. quarantine
-    readable = index.quarantine == Quarantine.NONE
     chosen, outside = matched & readable, readable & ~opted_out & ~matched
     # 4. cells
     cell, complement = manifest.minimum_cell, _patients(outside, patient_of)
@@ -117,19 +135,86 @@ def resolve(
     train, test = np.flatnonzero(chosen & ~in_test), np.flatnonzero(chosen & in_test)
     # 6. cap
     train, test = _sample(train, test, max_records, seed)
-    for split in (train, test):
-        _demand(len(np.unique(patient_of[split])) >= cell)
+    return _selection(manifest, train, test, patient_of, matched, opted_out, index.quarantine)
+
+
+def after_preparation(
+    selection: Selection, positions: Array, quarantine: Array, manifest: DatasetManifest
+) -> Selection:
+    """Step 7: what is left of `selection` once its records were decoded.
+
+    Args:
+        positions: of the source; the records that were to be decoded, in any order.
+        quarantine: uint8 of `Quarantine` for each of them.
+
+    Raises:
+        Refused: `privacy.cohort_refused` when a split has too few patients left; `node.internal` where the
+            verdicts don't fit the records.
+    """
+    if len(positions) != len(quarantine):
+        raise Refused("node.internal", "there is not one verdict for each record")
+    verdicts = selection.quarantine.copy()
+    fallen = quarantine != Quarantine.NONE
+    verdicts[positions[fallen]] = quarantine[fallen]
+    left = verdicts == Quarantine.NONE
+    return _selection(
+        manifest,
+        selection.train[left[selection.train]],
+        selection.test[left[selection.test]],
+        selection.patient_of,
+        selection.matched,
+        selection.opted_out,
+        verdicts,
+    )
+
+
+def _selection(
+    manifest: DatasetManifest,
+    train: Array,
+    test: Array,
+    patient_of: Array,
+    matched: Mask,
+    opted_out: Mask,
+    quarantine: Array,
+) -> Selection:
+    """Check the cell of each split, and count."""
     used = np.zeros(len(patient_of), dtype=np.bool_)
-    used[train] = used[test] = True
-    return Selection(train, test, patient_of, _funnel(index, matched, used, opted_out, patient_of))
+    for split in (train, test):
+        used[split] = True
+        _demand(_distinct(patient_of[split]) >= manifest.minimum_cell)
+    listed = _OF_TABLES if manifest.source.kind == "folder" else _ANY
+    funnel = _funnel(listed, matched, used, opted_out, quarantine, patient_of)
+    return Selection(train, test, patient_of, matched, opted_out, quarantine, funnel)
 
 
 def usable_cell(index: Index, listed: frozenset[str]) -> Cell:
     """Readable records of patients who did not opt out. Raises as step 1 of `resolve`."""
-    names, patient_of = _number(index)
+    names, patient_of = numbered(index)
+    opted_out = opted_out_records(listed, names, patient_of)
+    return _cell(readable_records(index, patient_of) & ~opted_out, patient_of)
+
+
+def numbered(index: Index) -> tuple[list[str], Array]:
+    """Distinct usable patients in order of appearance, and each record's number among them."""
+    names = dict.fromkeys(index.patients)
+    names.pop("", None)
+    numbers = {name: number for number, name in enumerate(names)} | {"": -1}
+    patient_of = np.fromiter(map(numbers.__getitem__, index.patients), np.int64, len(index.patients))
+    return list(names), patient_of
+
+
+def readable_records(index: Index, patient_of: Array) -> Mask:
+    """Step 3, before anything is decoded. Raises `Refused` (`node.internal`) for one that nobody owns."""
+    readable = np.asarray(index.quarantine == Quarantine.NONE)
+    if np.any(readable & (patient_of < 0)):  # nobody could opt it out, and no cell would count it
+        raise Refused("node.internal", "the source calls a record of nobody readable")
+    return readable
+
+
+def opted_out_records(listed: frozenset[str], names: list[str], patient_of: Array) -> Mask:
+    """Step 1. Raises `Refused` (`node.dataset_invalid`), as `match_opt_outs`."""
     gone = match_opt_outs(listed, names)
-    opted_out = _per_record([name in gone for name in names], patient_of)
-    return _cell((index.quarantine == Quarantine.NONE) & ~opted_out, patient_of)
+    return _per_record([name in gone for name in names], patient_of)
 
 
 def _sample(train: Array, test: Array, max_records: int, seed: int) -> tuple[Array, Array]:
@@ -150,35 +235,39 @@ def _demand(holds: bool) -> None:
         raise Refused("privacy.cohort_refused")
 
 
-def _number(index: Index) -> tuple[list[str], Array]:
-    """Distinct usable patients in order of appearance, and each record's number among them."""
-    numbers: dict[str, int] = {}
-    patient_of = [numbers.setdefault(name, len(numbers)) if name else -1 for name in index.patients]
-    return list(numbers), np.array(patient_of, dtype=np.int64)
-
-
 def _per_record(per_patient: list[bool], patient_of: Array) -> Mask:
     """Spread a verdict on patients over their records; records of nobody get false."""
     return np.array([*per_patient, False], dtype=np.bool_)[patient_of]  # -1 finds the appended one
 
 
 def _patients(chosen: Mask, patient_of: Array) -> int:
-    return len(np.unique(patient_of[chosen & (patient_of >= 0)]))
+    return _distinct(patient_of[chosen & (patient_of >= 0)])
+
+
+def _distinct(numbers: Array) -> int:
+    """How many different numbers from 0 up; no sorting, since a funnel asks for this 25 times."""
+    return int(np.count_nonzero(np.bincount(numbers)))
 
 
 def _cell(chosen: Mask, patient_of: Array) -> Cell:
     return Cell(int(np.count_nonzero(chosen)), _patients(chosen, patient_of))
 
 
-def _funnel(index: Index, matched: Mask, used: Mask, opted_out: Mask, patient_of: Array) -> Funnel:
-    reasons = {
-        kind.reason: _cell(matched & (index.quarantine == kind), patient_of)
-        for kind in Quarantine
-        if kind != Quarantine.NONE
-    }
+def _funnel(
+    listed: tuple[Quarantine, ...],
+    matched: Mask,
+    used: Mask,
+    opted_out: Mask,
+    quarantine: Array,
+    patient_of: Array,
+) -> Funnel:
+    """Count. `listed` are all reasons that this kind of source has, whether or not they occur here."""
+    reasons = {kind.reason: _cell(matched & (quarantine == kind), patient_of) for kind in listed}
+    readable = _cell(matched & (quarantine == Quarantine.NONE), patient_of)
+    if sum(cell.records for cell in reasons.values()) + readable.records != np.count_nonzero(matched):
+        raise Refused("node.internal", "the source gave a reason that its kind does not have")
     reasons[OPTED_OUT] = _cell(opted_out, patient_of)
-    # This source has no consent of its own a record, so what is readable is consented to.
-    readable = _cell(matched & (index.quarantine == Quarantine.NONE), patient_of)
+    # No source has a consent of its own for a record, so what is readable is consented to.
     return Funnel(_cell(matched, patient_of), readable, readable, _cell(used, patient_of), reasons)
 
 

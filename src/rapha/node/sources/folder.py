@@ -11,28 +11,30 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from rapha.spec.dataset import Source, SourceFile
+from rapha.spec.dataset import FolderSource
+from rapha.spec.paths import SourceFile
 from rapha.spec.refusals import Refused
 
 MAX_TOTAL_BYTES: Final = 4 * 2**30
 _ANY_WRITE: Final = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
-def read_files(source: Source, manifest_folder: Path) -> dict[str, bytes]:
+def read_files(source: FolderSource, manifest_folder: Path) -> dict[str, bytes]:
     """The bytes of every file that the manifest names, by name.
 
     Raises:
-        Refused: `node.dataset_missing` (folder or file absent), `node.dataset_writable` (see `_read_only`),
+        Refused: `node.dataset_missing` (folder or file absent), `node.dataset_writable` (see `read_only`),
             `node.dataset_invalid` (a link, special or unlisted file, a size or digest that differs, or
             more than `MAX_TOTAL_BYTES`).
     """
     if sum(file.size for file in source.files) > MAX_TOTAL_BYTES:
         raise Refused("node.dataset_invalid", f"the files are larger than {MAX_TOTAL_BYTES} bytes together")
-    with _folder(source.path, manifest_folder) as folder:
-        if not _read_only(folder, folder, "."):
+    with open_folder(source.path, manifest_folder) as folder:
+        if not read_only(folder, folder, "."):
             raise Refused("node.dataset_writable", "the records' folder can be written by the node")
         unlisted = set(os.listdir(folder)) - {file.name for file in source.files}  # noqa: PTH208  of the open folder
         if unlisted:
@@ -48,17 +50,25 @@ def read_small(path: str, manifest_folder: Path, limit: int) -> bytes:
             `limit` bytes.
     """
     pure = PurePosixPath(path)
-    with _folder(str(pure.parent), manifest_folder) as folder:
-        fd = _open_file(pure.name, folder)
-    with os.fdopen(fd, "rb") as file:
+    with open_folder(str(pure.parent), manifest_folder) as folder:
+        file = open_file(pure.name, folder)
+    with file:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise Refused("node.dataset_invalid", f"{pure.name} is larger than {limit} bytes")
     return data
 
 
+def read_pinned(path: str, file: SourceFile, manifest_folder: Path) -> bytes:
+    """One file of the folder `path`, whatever else lies there. Raises: as `read_files`."""
+    if file.size > MAX_TOTAL_BYTES:
+        raise Refused("node.dataset_invalid", f"{file.name} is larger than {MAX_TOTAL_BYTES} bytes")
+    with open_folder(path, manifest_folder) as folder:
+        return _read(folder, file)
+
+
 @contextlib.contextmanager
-def _folder(path: str, start: Path) -> Iterator[int]:
+def open_folder(path: str, start: Path) -> Iterator[int]:
     """Open `path` below `start` one component at a time, so that no part of it can be a link."""
     with contextlib.ExitStack() as opened:
         pure = PurePosixPath(path)
@@ -72,11 +82,10 @@ def _folder(path: str, start: Path) -> Iterator[int]:
 
 
 def _read(folder: int, file: SourceFile) -> bytes:
-    fd = _open_file(file.name, folder)
-    with os.fdopen(fd, "rb") as stream:
-        if not _read_only(fd, folder, file.name):
+    with open_file(file.name, folder) as stream:
+        if not read_only(stream.fileno(), folder, file.name):
             raise Refused("node.dataset_writable", f"{file.name} can be written by the node")
-        if os.fstat(fd).st_size != file.size:
+        if os.fstat(stream.fileno()).st_size != file.size:
             raise Refused("node.dataset_invalid", f"{file.name} is not of the size in the manifest")
         data = stream.read(file.size + 1)
     if hashlib.sha256(data).hexdigest() != file.sha256:
@@ -84,13 +93,14 @@ def _read(folder: int, file: SourceFile) -> bytes:
     return data
 
 
-def _open_file(name: str, folder: int) -> int:
+def open_file(name: str, folder: int) -> BufferedReader:
+    """The regular file `name` in the open folder; no link is followed. Raises: as `read_small`."""
     # Without O_NONBLOCK a FIFO of that name would hang the node.
     fd = _open(name, folder, os.O_NOFOLLOW | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise Refused("node.dataset_invalid", f"{name} is not a regular file")
-    return fd
+    return os.fdopen(fd, "rb")
 
 
 def _open(name: str, parent: int | None, flags: int) -> int:
@@ -102,7 +112,7 @@ def _open(name: str, parent: int | None, flags: int) -> int:
         raise Refused("node.dataset_invalid", f"{name} can't be opened: {error.strerror}") from None
 
 
-def _read_only(fd: int, folder: int, name: str) -> bool:
+def read_only(fd: int, folder: int, name: str) -> bool:
     """Whether this process lacks write access to `fd`, opened as `name` in `folder`.
 
     A mount that is read-only (statvfs ST_RDONLY) settles it. Otherwise access(2) answers for an ordinary
