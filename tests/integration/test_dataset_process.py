@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rapha.node.datasets import control
+from rapha.node.datasets import control, frames
 from rapha.node.datasets.client import DatasetProcess
 from rapha.node.datasets.pseudonyms import HospitalKey
 from rapha.spec import cohort
@@ -36,10 +36,16 @@ class Hospital:
     root: Path
     manifest: DatasetManifest
 
+    @property
+    def means(self) -> control.Means:
+        return control.Means(workers=1, memory_bytes=2**30, shards=str(self.root / "shards"))
+
     def request(self, **changes: Any) -> control.Resolve:
         values: dict[str, Any] = {
             "manifest": self.manifest,
             "folder": str(self.root),
+            "means": self.means,
+            "transforms": {},
             "cohort": cohort.parse({"all": []}),
             "organisation": "demo-ai",
             "purpose": "research/diagnosis",
@@ -105,7 +111,7 @@ def read(job: socket.socket, split: str) -> dict[str, np.ndarray[Any, Any]]:
         batch_size=64, shuffle=False, seed=0, number=0, drop_last=False, indices=None, prefetch=None
     )
     try:
-        batches = [{name: part.copy() for name, part in b.items()} for b in source.batches(epoch)]
+        batches = [{name: np.array(part) for name, part in b.items()} for b in source.batches(epoch)]
     finally:
         source._socket.close()
     return {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
@@ -116,6 +122,9 @@ def test_a_job_from_resolve_to_trusted_metrics(fna: Hospital, process: DatasetPr
     assert (resolved.records, resolved.patients) == (564, 564)
     assert resolved.funnel["matched"] == 560 and resolved.funnel["consent.opted_out"] == "<10"
     assert (resolved.manifest, resolved.dataset) == (fna.manifest.digest, fna.manifest.commitment)
+    prepared = process.prepare()
+    assert (prepared.records, prepared.test_records) == (564, resolved.test_records)
+    assert prepared.funnel == resolved.funnel and prepared.confinement == "memory"
     assert not process.first_record_served
 
     with process.serve("train") as job:
@@ -139,7 +148,7 @@ def test_a_job_from_resolve_to_trusted_metrics(fna: Hospital, process: DatasetPr
 
 
 def test_a_dataset_is_counted_for_its_catalogue_entry(fna: Hospital, process: DatasetProcess) -> None:
-    counts = process.describe(fna.manifest, fna.root)
+    counts = process.describe(fna.manifest, fna.root, fna.means)
     assert (counts.records, counts.patients) == (564, 564)
     with pytest.raises(Refused, match=r"policy\.conflict"):
         process.serve("train")
@@ -148,6 +157,7 @@ def test_a_dataset_is_counted_for_its_catalogue_entry(fna: Hospital, process: Da
 def test_no_order_gives_the_labels_away(fna: Hospital, process: DatasetProcess) -> None:
     # The file begins with malignant cases; a job that predicts by position must not profit.
     count = process.resolve(fna.request()).test_records
+    process.prepare()
     falling = np.linspace(1, 0, count, dtype="<f4").tobytes()
     assert 0.3 < process.score(falling, ("auroc",))["auroc"] < 0.7
 
@@ -164,6 +174,9 @@ def test_resolving_again_gives_the_same_until_something_changes(
     assert second.records == first.records - 1
     other = process.resolve(fna.request(job_id="cd" * 32))
     assert other.cohort != second.cohort, "commitments of two jobs don't compare"
+    process.prepare()
+    with pytest.raises(Refused, match=r"policy\.conflict"):
+        process.prepare()
     process.serve("train").close()
     with pytest.raises(Refused, match=r"policy\.conflict"):
         process.resolve(fna.request())
@@ -204,6 +217,7 @@ def test_predictions_that_do_not_fit_refuse(
     fna: Hospital, process: DatasetProcess, predictions: bytes
 ) -> None:
     count = process.resolve(fna.request()).test_records
+    process.prepare()
     if len(predictions) == 4 * count:
         predictions += b"\x00" * 4
     with pytest.raises(Refused, match=r"job\.outputs"):
@@ -212,6 +226,7 @@ def test_predictions_that_do_not_fit_refuse(
 
 def test_predictions_that_are_no_file_refuse(fna: Hospital, process: DatasetProcess) -> None:
     process.resolve(fna.request())
+    process.prepare()
     (fna.root / "link").symlink_to(fna.root / "phi.key")
     os.mkfifo(fna.root / "fifo")
     for name in ("link", "fifo", "absent", "records"):
@@ -234,6 +249,7 @@ def test_no_canary_leaves(canaries: Hospital, log: IO[bytes]) -> None:
             except Refused as refused:
                 said.append(str(refused))
         process.resolve(canaries.request())
+        said.append(repr(process.prepare()))
         said.append(repr(process.usage()))
         for data in (b"", b"x"):
             with pytest.raises(Refused) as caught:
@@ -266,7 +282,7 @@ def test_a_defect_is_logged_by_its_place_and_never_its_words(
         written: list[str] = []
         monkeypatch.setattr("sys.stderr.write", written.append)
         answering._answer(control.request_frame(canaries.request()), None)
-        frame, _ = control.receive(ours)
+        frame, _ = frames.receive(ours)
         answering.session.close()
     assert frame["refused"]["code"] == "node.internal" and CANARY not in str(frame)
     assert "KeyError at" in "".join(written) and CANARY not in "".join(written)
@@ -275,6 +291,7 @@ def test_a_defect_is_logged_by_its_place_and_never_its_words(
 def test_a_killed_process_loses_no_count(fna: Hospital, log: IO[bytes]) -> None:
     with DatasetProcess(log) as process:
         process.resolve(fna.request())
+        process.prepare()
         with process.serve("train") as job:
             train = read(job, "train")
             os.kill(process.pid, signal.SIGKILL)
@@ -284,6 +301,7 @@ def test_a_killed_process_loses_no_count(fna: Hospital, log: IO[bytes]) -> None:
         assert process.first_record_served, "told before the kill, so known after it"
     with DatasetProcess(log) as again:
         again.resolve(fna.request())
+        again.prepare()
         assert again.usage().unique_records == len(train["malignant"])
         with pytest.raises(Refused, match=r"node\.restarted"):
             again.serve("train")
@@ -345,4 +363,3 @@ def test_flchain_resolves_and_says_who_was_left_out(tmp_path: Path, process: Dat
     resolved = process.resolve(hospital.request(cohort=older, max_records=10_000))
     assert 0 < resolved.records < 7679
     assert any("195 subjects censored" in note for note in hospital.manifest.provenance.notes)
-    assert [f.name for f in resolved.fields if f.label] == ["died_within_5y"]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -18,12 +21,22 @@ from rapha.spec.trust import Trust
 
 if TYPE_CHECKING:
     from rapha.researcher.signing import SignedJob
+    from rapha.testing.hospital import Writer
     from rapha.testing.stack import Stack
 
 app = typer.Typer(add_completion=False)
 
-CASES: Final = ("tabular", "outcomes")
-PLANNED: Final = ("dicom", "fhir", "text", "genomics", "apple-health", "evaluate")
+
+class Pacs(StrEnum):
+    """Where the hospital of case dicom keeps its images."""
+
+    AUTO = "auto"
+    ORTHANC = "orthanc"
+    MOUNT = "mount"
+
+
+CASES: Final = ("tabular", "outcomes", "dicom")
+PLANNED: Final = ("fhir", "text", "genomics", "apple-health", "evaluate")
 
 
 @app.command()
@@ -31,6 +44,9 @@ def demo(
     work: Annotated[Path, typer.Option(help="Where results and the small world go.")] = Path("demo-out"),
     case: Annotated[str, typer.Option(help=f"One of: {', '.join(CASES)}.")] = "tabular",
     keep: Annotated[bool, typer.Option(help="Keep the world (keys, logs, hospital folder).")] = True,
+    pacs: Annotated[Pacs, typer.Option(help="Case dicom: where the images are; Orthanc if installed.")] = (
+        Pacs.AUTO
+    ),
 ) -> None:
     """Run one signed job from submit to verified bundle: real patients' public data, simulated TEE."""
     if case in PLANNED:
@@ -38,7 +54,7 @@ def demo(
     if case not in CASES:
         leave(WRONG_CALL, f"--case is one of: {', '.join(CASES)}")
     began = time.monotonic()
-    verification = run_demo(work, case)
+    verification = run_demo(work, case, pacs)
     if not keep:
         from rapha.testing.world import destroy
 
@@ -47,23 +63,77 @@ def demo(
     raise SystemExit(OK if verification.ok else NO)
 
 
-def run_demo(work: Path, case: str) -> Verification:
-    """The whole story; leaves bundle.json, trust.json, artifacts/ and report.html in `work`."""
+def run_demo(work: Path, case: str, pacs: Pacs = Pacs.AUTO) -> Verification:
+    """The whole story; leaves bundle.json, trust.json, artifacts/ and report.html in `work`.
+
+    Raises:
+        Refused: the job's own code where it isn't delivered; `node.internal` for an Orthanc that is asked
+            for and can't be had; `node.dataset_missing` where the case's public data is not installed.
+    """
     from rapha.testing import stack as stacks
 
     _clear(work)
-    with stacks.stack(work / "world", case) as stack, stacks.node(stack.world.node):
+    with (
+        _writer(work / "world" / "hospital" / "pacs", case, pacs) as writer,
+        stacks.stack(work / "world", case, writer=writer) as stack,
+        stacks.node(stack.world.node),
+    ):
         world = stack.world
         say(f"coordinator   {stack.url}")
-        say("hospital node dials out only; its records lie in a read-only folder")
+        _introduce(world.data)
         signed = stack.submit()
         say(f"job           {signed.id[:16]}… built without a container engine, signed, submitted\n")
+        offered(stack)
         _watch(stack, signed)
         data = stack.fetch(signed, work)
     (work / "trust.json").write_bytes(world.trust.read_bytes())
     verification = _verify(work, data)
     _report(work, world.node, data, verification, case)
     return verification
+
+
+@contextmanager
+def _writer(folder: Path, case: str, pacs: Pacs) -> Iterator[Writer | None]:
+    """What writes the hospital's dataset, where it is not the case's own writer."""
+    from rapha.testing import imaging, orthanc
+
+    if case != "dicom" or pacs is Pacs.MOUNT or (pacs is Pacs.AUTO and not orthanc.installed()):
+        yield None
+        return
+    with imaging.pacs(folder) as writer:
+        yield writer
+
+
+def _introduce(data: Path) -> None:
+    """Say where the records are, and what is unusual about them."""
+    from rapha.node.node import read_manifest
+    from rapha.spec.dataset import LEAST_CELL
+    from rapha.spec.imaging import DicomWebSource
+
+    manifest = read_manifest(data)
+    match manifest.source:
+        case DicomWebSource(url=url):
+            say(f"hospital node dials out only; its images are in a PACS (Orthanc), {url}")
+        case _:
+            say("hospital node dials out only; its records lie in a read-only folder")
+    if manifest.minimum_cell < LEAST_CELL:
+        for note in manifest.provenance.notes:
+            say(f"  note        {note}")
+
+
+def offered(stack: Stack) -> None:
+    """Wait until the node offers its dataset: nothing would ever happen to a job for one that it can't open.
+
+    Raises:
+        Refused: the code under which the node says that it can't.
+    """
+    from rapha.node import journal
+
+    while not any(node["entries"] for node in stack.client.catalogue()):
+        for entry in journal.read(stack.world.node / "state" / "journal.jsonl"):
+            if entry.event == "dataset":
+                raise Refused(str(entry.data["code"]), str(entry.data["detail"]))
+        time.sleep(0.05)
 
 
 def _watch(stack: Stack, signed: SignedJob) -> None:

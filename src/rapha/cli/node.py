@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rapha.cli import airgap
+from rapha.cli import airgap, node_datasets, node_feasibility, node_keys
 from rapha.cli.exits import NO, OK, UNKNOWN, WRONG_CALL, emit, emit_json, leave, say
 from rapha.cli.sandbox_driver import Driver
 from rapha.evidence.keys import SigningKey
@@ -28,6 +28,9 @@ releases = typer.Typer(no_args_is_help=True, help="Outputs that wait for the rev
 app.add_typer(approvals, name="approvals")
 app.add_typer(releases, name="releases")
 app.add_typer(airgap.app, name="airgap")
+app.add_typer(node_datasets.app, name="datasets")
+app.add_typer(node_keys.app, name="keys")
+app.command("feasibility")(node_feasibility.feasibility)
 
 Work = Annotated[Path, typer.Option("--work", envvar="RAPHA_NODE", help="The node's work directory.")]
 Key = Annotated[Path, typer.Option("--key", help="Your own key (PEM).")]
@@ -132,15 +135,6 @@ def doctor(work: Work, as_json: Json = False) -> None:
             if not result.ok:
                 emit(f"      fix: {result.fix}")
     raise SystemExit(OK if all(r.ok for r in results) else NO)
-
-
-@app.command()
-def datasets(work: Work) -> None:
-    """Datasets that this node offers."""
-    from rapha.node.node import load_datasets
-
-    for manifest, folder in load_datasets(work, configs.load(work / "node.json")).values():
-        emit(f"{manifest.dataset:<24} {manifest.profile:<24} {folder}")
 
 
 @app.command()

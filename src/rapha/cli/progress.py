@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import time
@@ -12,13 +13,15 @@ from typing import Any, Final, Literal
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
 from rapha.node import journal
+from rapha.node.datasets.control import Progress as Told
 from rapha.node.journal import Entry
-from rapha.node.pipeline import GATES
+from rapha.node.pipeline import GATES, PROGRESS
 from rapha.researcher.report import GateLine
 from rapha.spec.refusals import Refused
 
@@ -89,6 +92,16 @@ class Gates:
             )
             self._console.print(line, soft_wrap=True)
 
+    def _how_far(self) -> str:
+        """Of records being opened or decoded, by the newest job's own account."""
+        for path in sorted((self._log.parent / "jobs").glob(f"*/{PROGRESS}")):
+            try:
+                told = Told.parse(json.loads(path.read_bytes()))
+            except (OSError, ValueError, Refused):
+                continue  # it ended meanwhile
+            return f"{told.stage} {told.done:,}" + (f" of {told.total:,}" if told.total else "")
+        return ""
+
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
         for title in ("", "gate", "", "seconds", "found"):
@@ -100,11 +113,43 @@ class Gates:
                 table.add_row(str(n), name, mark, f"{seconds:.2f}", found)
             elif name in self._began:
                 seconds = time.time() - self._began[name]
-                table.add_row(str(n), name, Spinner("dots"), f"{seconds:.2f}", "")
+                table.add_row(str(n), name, Spinner("dots"), f"{seconds:.2f}", self._how_far())
             else:
                 table.add_row(str(n), Text(name, "dim"), "", "", "")
         table.add_row("", Text("job", "dim"), "", "", Text(" → ".join(self._states), "dim"))
         return table
+
+
+class Bar:
+    """One bar for whatever is being done, on stderr; a line a stage where that is no terminal."""
+
+    def __init__(self) -> None:
+        console = Console(file=sys.stderr, highlight=False)
+        self._progress = Progress(
+            TextColumn("{task.description:<10}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=not console.is_terminal,
+        )
+        self._stages: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def tell(self, told: Told) -> None:
+        """Show how far a stage has come."""
+        if told.stage not in self._stages:
+            self._stages[told.stage] = self._progress.add_task(told.stage, total=None)
+        total = told.total or None
+        self._progress.update(self._stages[told.stage], completed=told.done, total=total)
 
 
 def timeline(entries: Iterable[Entry]) -> list[GateLine]:

@@ -57,6 +57,19 @@ class AirGapConfig(Model):
         return self
 
 
+class Preparation(Model):
+    """What opening and decoding records may cost.
+
+    Attributes:
+        workers: processes that parse and decode; 0 is one a processor.
+        memory_bytes: of decoded records held in memory; what is larger goes into encrypted shards below
+            `state`, which needs room on its disk.
+    """
+
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
+    memory_bytes: Annotated[int, Field(ge=0, le=2**53 - 1)] = 2**32
+
+
 class BaseImage(Model):
     """A runtime that full images may stand on.
 
@@ -76,6 +89,7 @@ class NodeConfig(Model):
         wan_interface: the interface to sever while a job trains; else `wan_waiver` says why not.
         air_gap: how it is severed.
         images: the allow-list of runtimes for full images; empty means that only slim ones run.
+        preparation: what decoding records may cost.
         quantum_s: outcomes are published at multiples of this many seconds after training began.
         runtime: distributions that a job may import.
         runtime_name: what an image must ask for.
@@ -100,6 +114,7 @@ class NodeConfig(Model):
     air_gap: AirGapConfig = AirGapConfig()
     quantum_s: Annotated[int, Field(ge=1, le=3600)] = 60
     waits: Waits = Waits()
+    preparation: Preparation = Preparation()
     max_image_bytes: Annotated[int, Field(ge=1, le=2**40)] = 2**31
 
 

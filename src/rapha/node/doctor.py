@@ -9,7 +9,8 @@ from typing import Any
 
 from rapha.node import config as configs
 from rapha.node.config import NodeConfig
-from rapha.node.datasets.pseudonyms import HospitalKey
+from rapha.node.datasets.keys import KeyRing
+from rapha.node.datasets.memory import check_swap
 from rapha.node.gates.gap import check_beyond, coordinator_address, socket_of
 from rapha.node.node import Keys, load_agreements, load_datasets, load_policies
 from rapha.node.posture.airgap import client
@@ -67,13 +68,14 @@ def checks(path: Path, config: NodeConfig, sandbox: Sandbox, producer: Callable[
 
     looks: list[tuple[str, Callable[[], str]]] = [
         ("keys", lambda: Keys.load(root / config.keys).receipt.keyid[:16] + "…"),
-        ("phi-key", lambda: f"{HospitalKey.load(root / config.keys / 'phi.key')}, owner-only"),
+        ("phi-key", lambda: _phi_keys(KeyRing((root / config.keys).resolve()))),
         ("trust", trust),
         ("agreements", agreements),
         ("datasets", datasets),
         ("policy", lambda: _policies(root, config)),
         ("runtime", lambda: f"{len(PythonRuntime.discover(config.runtime).distributions)} distributions"),
         ("sandbox", lambda: _walls(sandbox)),
+        ("swap", lambda: check_swap(config.profile)),
         ("attestation", attestation),
         ("air-gap", lambda: _air_gap(root, config)),
     ]
@@ -108,6 +110,12 @@ def _air_gap(root: Path, config: NodeConfig) -> str:
     lasting = f", {told.phase} {'for a job' if told.held else 'still'}" if told.phase != "open" else ""
     note = f" ({told.note})" if told.note else ""
     return f"{config.wan_interface} by {config.air_gap.mode}, the helper answers{lasting}{note}"
+
+
+def _phi_keys(ring: KeyRing) -> str:
+    kept = list(ring)
+    current = next(key for key in kept if key.current)
+    return f"{current.id[:16]}…, owner-only; {len(kept) - 1} older kept"
 
 
 def _policies(root: Path, config: NodeConfig) -> str:

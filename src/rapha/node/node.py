@@ -13,6 +13,7 @@ from rapha.evidence import dsse, hpke
 from rapha.evidence.keys import SigningKey
 from rapha.node import config as configs
 from rapha.node.config import NodeConfig
+from rapha.node.datasets.keys import KeyRing
 from rapha.node.desk import Desk
 from rapha.node.exit import Exit
 from rapha.node.journal import Journal
@@ -21,7 +22,7 @@ from rapha.runtime.policy.bundle import Bundle
 from rapha.runtime.sandbox.interface import Sandbox
 from rapha.runtime.sandbox.pyruntime import PythonRuntime
 from rapha.spec.agreement import Agreement
-from rapha.spec.dataset import DatasetManifest
+from rapha.spec.dataset import LEAST_CELL, DatasetManifest
 from rapha.spec.refusals import Refused
 from rapha.spec.trust import Trust
 
@@ -48,7 +49,7 @@ class Node:
     policy_digest: str
     receipt_key: SigningKey
     hpke_key: X25519PrivateKey
-    phi_key: Path
+    phi: KeyRing
     runtime: PythonRuntime
     sandbox: Sandbox
     producer: Producer
@@ -91,14 +92,14 @@ class Keys:
 
     receipt: SigningKey
     hpke: X25519PrivateKey
-    phi: Path
+    phi: KeyRing
 
     @classmethod
     def load(cls, folder: Path) -> Keys:
-        """Raises `Refused` (`node.key_unsafe`)."""
-        return cls(
-            SigningKey.load(folder / "receipt.pem"), hpke.load(folder / "hpke.key"), folder / "phi.key"
-        )
+        """Raises `Refused` (`node.key_unsafe`), also for a PHI key that no job has asked for yet."""
+        phi = KeyRing(folder.resolve())
+        phi.current()
+        return cls(SigningKey.load(folder / "receipt.pem"), hpke.load(folder / "hpke.key"), phi)
 
 
 def load_agreements(root: Path, config: NodeConfig, trust: Trust) -> tuple[SignedAgreement, ...]:
@@ -111,7 +112,8 @@ def load_datasets(root: Path, config: NodeConfig) -> dict[str, tuple[DatasetMani
     """Profile → manifest and folder.
 
     Raises:
-        Refused: `node.config` for two datasets of one profile, `node.dataset_*`.
+        Refused: `node.config` for two datasets of one profile, or in production for a minimum cell below
+            `LEAST_CELL`; `node.dataset_*`.
     """
     found: dict[str, tuple[DatasetManifest, Path]] = {}
     for name in config.datasets:
@@ -119,6 +121,10 @@ def load_datasets(root: Path, config: NodeConfig) -> dict[str, tuple[DatasetMani
         manifest = read_manifest(folder)
         if manifest.profile in found:
             raise Refused("node.config", f"two datasets have the profile {manifest.profile!r}")
+        if config.profile == "production" and manifest.minimum_cell < LEAST_CELL:
+            raise Refused(
+                "node.config", f"{manifest.dataset}: a minimum_cell below {LEAST_CELL} is for demos"
+            )
         found[manifest.profile] = (manifest, folder)
     return found
 

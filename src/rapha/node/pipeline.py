@@ -7,7 +7,8 @@
  4  policy    every set of rules says allow
  5  consent   the manifest allows organisation and purpose, and the cohort may be used
  6  approval  enough owners signed exactly this
- 7  seal      2, 4 and 5 hold again with a fresh nonce, the WAN is severed, and nothing can be reached
+ 7  seal      2, 4 and 5 hold again with a fresh nonce, records decode, the WAN is severed, and nothing
+              can be reached
  8  train     limits hold; every record was counted before it was handed over
  9  guard     outputs equal the release plan; bytes are rebuilt; the node computes the metrics
 10  release   enough reviewers signed the disclosure report
@@ -19,15 +20,17 @@ after it, exactly what was committed leaves.
 
 from __future__ import annotations
 
+import json
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rapha.node.datasets.client import DatasetProcess
+from rapha.node.datasets.client import DatasetProcess, Tell
+from rapha.node.datasets.control import Progress
 from rapha.node.gates import outcome
 from rapha.node.gates.approval import Approved, approve
 from rapha.node.gates.attest import Attested, attest
@@ -50,6 +53,8 @@ from rapha.spec.refusals import Refused
 from rapha.spec.states import ENDED_WITH_CODE
 from rapha.spec.surface import Surface
 
+PROGRESS = "progress.json"
+"""In a job's working folder: how far opening or decoding its records has come."""
 GATES = (
     "intake",
     "posture",
@@ -97,7 +102,7 @@ def _decide(node: Node, lease: Lease, watch: Watch, clock: outcome.Clock, gap: W
     decided: str | Refused
     try:
         work.mkdir(parents=True, mode=0o700)
-        with DatasetProcess() as data:
+        with DatasetProcess(tell=_teller(work), stopped=watch.stopped) as data:
             before = _admit(node, lease, data, work, watch)
             decided = _train(node, lease, before, work, clock, watch, gap)
     except Refused as refused:
@@ -203,7 +208,8 @@ def _train(
             node, admitted, before.attested, before.scanned, before.allowed, consented, gap, int(time.time())
         )
         severed = f"{node.config.wan_interface} severed, " if node.config.wan_interface else ""
-        found.append(f"{severed}{len(sealed.probes)} probes unreachable")
+        where = "in memory" if sealed.prepared.confinement == "memory" else "in encrypted shards"
+        found.append(f"{severed}{len(sealed.probes)} probes unreachable, records decoded {where}")
     with outcome.metered(admitted, consented):
         with gate(node, job, "train") as found:
             _begin(node, admitted, clock)
@@ -276,6 +282,18 @@ def gate(node: Node, job: str, name: str) -> Iterator[list[str]]:
         )
         raise
     node.journal.append("gate", job, gate=name, verdict="passed", at_ms=_ms(), found="; ".join(found))
+
+
+def _teller(work: Path) -> Tell:
+    """Writes progress where the node's own people see it; it holds exact counts, and ends with the job."""
+
+    def tell(progress: Progress) -> None:
+        new = work / ".progress.new"
+        with suppress(OSError):  # such as a full disk: the work itself may well go on
+            new.write_text(json.dumps(progress.dump()))
+            new.replace(work / PROGRESS)
+
+    return tell
 
 
 def _ms() -> int:

@@ -16,7 +16,7 @@ from rapha.node import config as configs
 from rapha.node import node as nodes
 from rapha.node import pipeline
 from rapha.node.config import NodeConfig
-from rapha.node.datasets.client import DatasetProcess
+from rapha.node.datasets.client import DatasetProcess, means
 from rapha.node.desk import Desk
 from rapha.node.exit import Exit
 from rapha.node.gates import outcome
@@ -68,7 +68,7 @@ def assemble(
                 policy_digest=policy_digest(trust.policy_bundles),
                 receipt_key=keys.receipt,
                 hpke_key=keys.hpke,
-                phi_key=keys.phi,
+                phi=keys.phi,
                 runtime=runtime,
                 sandbox=sandbox,
                 producer=producer,
@@ -178,8 +178,10 @@ def catalogue(node: Node) -> list[CatalogueEntry]:
     entries = []
     for manifest, folder in node.datasets.values():
         try:
-            with DatasetProcess() as data:
-                counts = data.describe(manifest, folder)
+            with DatasetProcess(stopped=node.stop.is_set) as data:
+                counts = data.describe(
+                    manifest, folder, means(node.config.preparation, node.state.resolve() / "shards")
+                )
         except Refused as refused:
             node.journal.append("dataset", dataset=manifest.dataset, code=refused.code, detail=refused.detail)
             continue

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rapha.evidence import hpke
-from rapha.evidence.keys import SigningKey, write_private
+from rapha.evidence.keys import SigningKey
 from rapha.node.config import NodeConfig
+from rapha.node.datasets.keys import CURRENT
+from rapha.node.datasets.pseudonyms import HospitalKey
 from rapha.runtime.policy.bundle import DEFAULT
 from rapha.spec.refusals import Refused
 from rapha.spec.trust import Trust
@@ -32,7 +33,7 @@ def init(root: Path, config: NodeConfig) -> None:
     SigningKey.generate().save(keys / "receipt.pem")
     SigningKey.generate().save(keys / "agent.pem")
     hpke.generate(keys / "hpke.key")
-    write_private(keys / "phi.key", secrets.token_bytes(32))
+    HospitalKey.create(keys / CURRENT)
     for name in config.policy_bundles:
         shutil.copytree(DEFAULT, root / name)
     write_json(root / "node.json", config.dump())

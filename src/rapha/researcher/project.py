@@ -18,7 +18,7 @@ from rapha.spec.base import Profile
 from rapha.spec.job import JobFile, parse_job_file
 from rapha.spec.refusals import Refused
 
-TEMPLATES: Final = ("tabular", "outcomes")
+TEMPLATES: Final = ("tabular", "outcomes", "dicom")
 RUNTIME: Final = "python-torch"
 """The runtime that images ask for unless told otherwise; nodes name theirs in the catalogue."""
 

@@ -11,12 +11,13 @@ import hashlib
 import importlib.util
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from rapha.spec.dataset import DatasetManifest, Field, Provenance, Source, SourceFile, Target
+from rapha.spec.dataset import DatasetManifest, Field, FolderSource, Provenance, Target
+from rapha.spec.paths import SourceFile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +53,10 @@ class Terms:
     organisations: tuple[str, ...] = ("demo-ai",)
     purposes: tuple[str, ...] = ("research/diagnosis",)
     price_per_record: str = "0.25"
+
+
+Writer = Callable[[Path, Terms], DatasetManifest]
+"""Writes a dataset below a folder."""
 
 
 def write_breast_fna(root: Path, terms: Terms | None = None) -> DatasetManifest:
@@ -195,14 +200,25 @@ def write_table(
     Raises:
         FileExistsError: there is a dataset in `root` already.
     """
-    terms = terms or Terms()
     files = (_write_parquet(root / "records", {"patient_id": patients, **columns}),)
+    source = FolderSource(kind="folder", format="parquet", path="records", files=files)
+    return describe(
+        root, opt_outs=opt_outs, terms=terms, **{"source": source, "patient_id": "patient_id", **described}
+    )
+
+
+def describe(
+    root: Path, *, opt_outs: Sequence[str] = (), terms: Terms | None = None, **described: Any
+) -> DatasetManifest:
+    """Write `manifest.json` and `opt-outs.txt` for records that lie in `root` already, or elsewhere.
+
+    `described` gives the manifest's remaining fields; those that a hospital decides have defaults.
+    """
+    terms = terms or Terms()
     defaults: dict[str, Any] = {
         "purposes": terms.purposes,
         "price_per_record": terms.price_per_record,
         "organisations": terms.organisations,
-        "source": Source(kind="folder", format="parquet", path="records", files=files),
-        "patient_id": "patient_id",
         "consent_basis": "Published for research without identifiers; opt-outs honoured (demo)",
         "opt_outs": "opt-outs.txt",
         "salt": secrets.token_hex(32),

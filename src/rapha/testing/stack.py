@@ -28,6 +28,7 @@ from rapha.researcher.signing import SignedJob
 from rapha.spec.refusals import Refused
 from rapha.spec.trust import Trust
 from rapha.testing import world as worlds
+from rapha.testing.hospital import Writer
 from rapha.testing.world import World
 
 START_S: Final = 30.0
@@ -212,8 +213,13 @@ def deliver(stack: Stack, out: Path) -> Delivered:
 
 
 @contextmanager
-def stack(root: Path, case: str = "tabular", options: Sequence[str] = ()) -> Iterator[Stack]:
-    """Make a world in `root`, start its coordinator with `options`, enrol its node and its developer."""
+def stack(
+    root: Path, case: str = "tabular", options: Sequence[str] = (), writer: Writer | None = None
+) -> Iterator[Stack]:
+    """Make a world in `root`, start its coordinator with `options`, enrol its node and its developer.
+
+    With `writer`, the hospital's dataset is what that writes.
+    """
     from rapha.coordinator import operator
     from rapha.coordinator.config import Work, initialise
     from rapha.node.agent.process import client_for
@@ -222,7 +228,8 @@ def stack(root: Path, case: str = "tabular", options: Sequence[str] = ()) -> Ite
     config = initialise(Work(work), profile="demo")
     log_key = SigningKey.load(Work(work).log_key).verify_key.to_text()
     with coordinator(work, options) as url:
-        world = worlds.create(root, case, coordinator_url=url, origin=config.origin, log_key=log_key)
+        origin = config.origin
+        world = worlds.create(root, case, coordinator_url=url, origin=origin, log_key=log_key, writer=writer)
         with client_for(world.node / "node.json") as agent:
             agent.enrol(operator.invite(work, worlds.NODE))
         key = SigningKey.load(world.developer).verify_key.to_text()

@@ -7,11 +7,10 @@ only the TEE is simulated, and the data is public.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rapha.evidence import dsse
 from rapha.evidence.keys import SigningKey
@@ -26,7 +25,7 @@ from rapha.runtime.sandbox.pyruntime import PythonRuntime
 from rapha.spec.agreement import Agreement
 from rapha.spec.trust import Trust
 from rapha.spec.units import format_time
-from rapha.testing import hospital
+from rapha.testing import hospital, imaging
 
 NODE: Final = "st-elsewhere-1"
 HOSPITAL: Final = "st-elsewhere"
@@ -40,9 +39,10 @@ TERMS: Final = hospital.Terms(
     price_per_record="0",
 )
 """Free of charge: nothing is due, so no settlement is needed."""
-WRITERS: Final[dict[str, Callable[[Path, hospital.Terms], Any]]] = {
+WRITERS: Final[dict[str, hospital.Writer]] = {
     "tabular": hospital.write_breast_fna,
     "outcomes": hospital.write_flchain,
+    "dicom": imaging.write_dicom,
 }
 
 
@@ -95,13 +95,21 @@ class World:
 
 
 def create(
-    root: Path, case: str, *, coordinator_url: str, origin: str, log_key: str, quantum_s: int = 1
+    root: Path,
+    case: str,
+    *,
+    coordinator_url: str,
+    origin: str,
+    log_key: str,
+    quantum_s: int = 1,
+    writer: hospital.Writer | None = None,
 ) -> World:
     """Make a world whose node dials `coordinator_url`.
 
     Args:
-        case: `tabular` or `outcomes`.
+        case: one of `WRITERS`, and the template of that name.
         origin, log_key: name and public key of the coordinator's log.
+        writer: what writes the hospital's dataset, in place of the case's own.
     """
     world = World(root, case)
     config = NodeConfig.parse(
@@ -119,7 +127,7 @@ def create(
         }
     )
     init(world.node, config)
-    WRITERS[case](world.data, TERMS)
+    (writer or WRITERS[case])(world.data, TERMS)
     config = offer(world.node, config, [str(world.data.resolve())])
     keys = _people(world)
     runtime = PythonRuntime.discover(RUNTIME_PACKAGES)

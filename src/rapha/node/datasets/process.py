@@ -11,22 +11,19 @@ refusals carry code and words that name no value, and a defect is logged by its 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import resource
-import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from typing import Any, Final
 
-from rapha.node.datasets import control
+from rapha.node.datasets import control, frames, memory
 from rapha.node.datasets.session import Session
 from rapha.spec.refusals import Refused
 
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_DUMPABLE: Final = 4
+_PROGRESS_S: Final = 0.2
 
 
 def main(fd: int) -> int:
@@ -40,7 +37,7 @@ def main(fd: int) -> int:
                 process.run()
             finally:
                 process.session.close()
-        except (control.Closed, Refused) as ended:
+        except (frames.Closed, Refused) as ended:
             _log_place(ended)
             return 1
     return 0
@@ -50,11 +47,12 @@ class _Process:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._sending = threading.Lock()
-        self.session = Session(self._first_record)
+        self._told_at = 0.0
+        self.session = Session(self._first_record, self._progress)
 
     def run(self) -> None:
         while True:
-            frame, descriptor = control.receive(self._sock)
+            frame, descriptor = frames.receive(self._sock)
             try:
                 closing = self._answer(frame, descriptor)
             finally:
@@ -87,6 +85,10 @@ class _Process:
                 return self.session.resolve(request), None
             case control.Describe():
                 return self.session.describe(request), None
+            case control.Prepare():
+                return self.session.prepare(), None
+            case control.Estimate():
+                return self.session.estimate(request), None
             case control.Serve(split=split):
                 return control.Done(), self.session.serve(split)
             case control.Usage():
@@ -100,22 +102,21 @@ class _Process:
         # Sent before the record is handed over, so that the pipeline knows even if this process is killed.
         self._send({"event": "first_record"})
 
+    def _progress(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._told_at >= _PROGRESS_S or done == total:
+            self._told_at = now
+            told = control.Progress(stage=stage, done=done, total=total)
+            self._send({"event": "progress", **told.dump()})
+
     def _send(self, frame: dict[str, Any], passed: socket.socket | None = None) -> None:
         with self._sending:
-            control.send(self._sock, frame, None if passed is None else passed.fileno())
+            frames.send(self._sock, frame, None if passed is None else passed.fileno())
 
 
 def _harden() -> None:
-    """Die with the pipeline, never dump a core, never be attached to.
-
-    Raises:
-        OSError: the kernel refused; the process ends before it has seen anything.
-    """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    libc = ctypes.CDLL(None, use_errno=True)
-    for option, value in ((_PR_SET_PDEATHSIG, signal.SIGKILL), (_PR_SET_DUMPABLE, 0)):
-        if libc.prctl(option, int(value), 0, 0, 0):
-            raise OSError(ctypes.get_errno(), "prctl")
+    """As `memory.harden`, and no exception says more than where it was raised."""
+    memory.harden()
     sys.excepthook = lambda _kind, error, _trace: _log_place(error)
 
 

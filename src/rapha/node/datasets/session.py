@@ -1,8 +1,4 @@
-"""The one job of a dataset process: resolve, serve, count, score. No socket to the pipeline in here.
-
-The records of a job are stored in an order drawn from the hospital's key and the job's id, so that a
-position tells nothing (files are often sorted by outcome) and does not link two jobs.
-"""
+"""The one job of a dataset process: resolve, prepare, serve, count, score. No socket to anyone in here."""
 
 from __future__ import annotations
 
@@ -11,9 +7,10 @@ import hashlib
 import os
 import socket
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from threading import Event
 from typing import Final
@@ -22,17 +19,17 @@ import numpy as np
 
 from rapha.evidence.canonical import dumps
 from rapha.node.datasets import consent, control
+from rapha.node.datasets.feasibility import estimate
+from rapha.node.datasets.opening import Sources
+from rapha.node.datasets.prepare import Ready, prepare
 from rapha.node.datasets.pseudonyms import HospitalKey, commit
-from rapha.node.datasets.resolve import Selection, resolve, usable_cell
-from rapha.node.sources.interface import Array, Records
-from rapha.node.sources.parquet import ParquetSource
+from rapha.node.datasets.resolve import Selection, resolve
+from rapha.node.sources.interface import Records, Told
 from rapha.runtime.broker.meter import Meter
 from rapha.runtime.broker.meter import Usage as MeterUsage
 from rapha.runtime.broker.serve import Broker
-from rapha.runtime.broker.store import TableStore
-from rapha.runtime.metrics import Labels, evaluate, parse_predictions
+from rapha.runtime.metrics import evaluate, parse_predictions
 from rapha.spec import cohort as cohorts
-from rapha.spec.dataset import Target
 from rapha.spec.refusals import Refused
 from rapha.spec.release_plan import TrustedMetric
 
@@ -43,13 +40,11 @@ _STOP_SECONDS: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What one `Resolve` prepared. Positions in `train` and `test` are those of `store`."""
+    """What one `Resolve` found. Nothing of its pixels is decoded before `Prepare`."""
 
     request: control.Resolve
-    store: TableStore
-    train: Array
-    test: Array
-    labels: Labels | None
+    records: Records
+    selection: Selection
     key: HospitalKey
 
     def derive(self, purpose: str) -> bytes:
@@ -62,11 +57,14 @@ class Session:
 
     Args:
         on_first_record: called before the first record is handed over, from the serving thread.
+        tell: called with progress.
     """
 
-    def __init__(self, on_first_record: Callable[[], None]) -> None:
+    def __init__(self, on_first_record: Callable[[], None], tell: Told) -> None:
         self._on_first_record = on_first_record
+        self._sources = Sources(tell)
         self._job: _Job | None = None
+        self._ready: Ready | None = None
         self._meter: Meter | None = None
         self._recovered = False
         self._serving: Future[MeterUsage] | None = None
@@ -80,15 +78,16 @@ class Session:
             Refused: `schema.cohort_field`, `consent.*`, `node.key_unsafe`, `node.dataset_*`,
                 `privacy.cohort_refused`; `policy.conflict` once records were metered.
         """
-        if self._meter:
-            raise Refused("policy.conflict", "records were metered; the cohort can't change any more")
-        self._job = None
+        if self._meter or self._ready:
+            raise Refused("policy.conflict", "records were prepared; the cohort can't change any more")
+        self._drop()
         manifest, folder = request.manifest, Path(request.folder)
+        manifest.forms(request.transforms)
         cohorts.check(request.cohort, manifest.fields)
         consent.check_permission(manifest, request.organisation, request.purpose)
         key = HospitalKey.load(Path(request.key_path))
         listed = consent.read_opt_outs(manifest, folder)
-        records = ParquetSource().open(manifest, folder)
+        records = self._sources.open(manifest, folder, request.means)
         try:
             selection = resolve(
                 records,
@@ -98,34 +97,56 @@ class Session:
                 max_records=request.max_records,
                 seed=int.from_bytes(key.derive("sample", request.job_id)),
             )
-            self._job = _prepare(request, records, selection, key)
-            return _resolved(request, records, selection, key, listed)
-        finally:
+            answer = _resolved(request, records, selection, key, listed)
+        except BaseException:
             records.close()
+            raise
+        self._job = _Job(request, records, selection, key)
+        return answer
 
     def describe(self, request: control.Describe) -> control.Described:
         """Count what could be used by anyone. Raises `Refused` (`node.dataset_*`)."""
-        folder = Path(request.folder)
-        listed = consent.read_opt_outs(request.manifest, folder)
-        records = ParquetSource().open(request.manifest, folder)
+        return self._sources.describe(request)
+
+    def estimate(self, request: control.Estimate) -> control.Estimated:
+        """Count a cohort with noise, in buckets. Raises as `rapha.node.datasets.feasibility.estimate`."""
+        return estimate(self._sources.open, request)
+
+    def prepare(self) -> control.Prepared:
+        """Decode the resolved records into the broker's store; the source is closed afterwards.
+
+        Raises:
+            Refused: `policy.conflict` before `resolve` or a second time; as `rapha.node.datasets.prepare`.
+        """
+        job = self._resolved_job()
+        if self._ready:
+            raise Refused("policy.conflict", "the records were prepared already")
         try:
-            usable = usable_cell(records.index, listed)
+            self._ready = ready = prepare(job.records, job.selection, job.request, job.key)
         finally:
-            records.close()
-        return control.Described(records=usable.records, patients=usable.patients)
+            job.records.close()
+        manifest, used = job.request.manifest, ready.selection.funnel.used
+        return control.Prepared(
+            funnel=ready.selection.funnel.published(manifest.minimum_cell, manifest.billing_bucket),
+            records=used.records,
+            patients=used.patients,
+            test_records=len(ready.test),
+            content=ready.content,
+            confinement=ready.store.confinement,
+        )
 
     def serve(self, split: control.Split) -> socket.socket:
         """Start a session over `split` in a thread, after ending the last one; returns the job's end.
 
         Raises:
-            Refused: what the last session failed with; `policy.conflict` before `resolve`;
+            Refused: what the last session failed with; `policy.conflict` before `prepare`;
                 `node.restarted` where the journal is of an earlier process.
         """
         self.finish()
-        job, meter = self._resolved_job(), self._metered()
+        ready, meter = self._prepared(), self._metered()
         if self._recovered:
             raise Refused("node.restarted", "the job's journal is of an earlier process")
-        broker = Broker(job.store, {"train": job.train, "test": job.test}, meter)
+        broker = Broker(ready.store, {"train": ready.train, "test": ready.test}, meter)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._stop = Event()
         self._serving = self._threads.submit(self._run, broker, ours, split, self._stop)
@@ -152,15 +173,15 @@ class Session:
                 target; `policy.conflict` before `resolve`.
         """
         self.finish()
-        job = self._resolved_job()
-        if job.labels is None:
+        job, ready = self._resolved_job(), self._prepared()
+        if ready.labels is None:
             raise Refused("node.config", "the dataset's manifest names no target for metrics")
-        rows = len(job.test)
+        rows = len(ready.test)
         data = _read_predictions(descriptor, 4 * rows * MAX_COLUMNS)
         predictions = parse_predictions(data, rows, max(1, len(data) // (4 * rows)))
         seed = int.from_bytes(job.derive("bootstrap"))
         cell = job.request.manifest.minimum_cell
-        return control.Scored(values=evaluate(metrics, job.labels, predictions, seed=seed, min_cell=cell))
+        return control.Scored(values=evaluate(metrics, ready.labels, predictions, seed=seed, min_cell=cell))
 
     def finish(self) -> None:
         """End the running session, if any, and raise what it failed with.
@@ -184,8 +205,21 @@ class Session:
         finally:
             if self._meter:
                 self._meter.close()
-            self._job = self._meter = None
+            self._meter = None
+            self._drop()
             self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _drop(self) -> None:
+        job, ready, self._job, self._ready = self._job, self._ready, None, None
+        if ready:
+            ready.store.close()
+        if job:
+            job.records.close()
+
+    def _prepared(self) -> Ready:
+        if self._ready is None:
+            raise Refused("policy.conflict", "no records are prepared")
+        return self._ready
 
     def _resolved_job(self) -> _Job:
         if self._job is None:
@@ -195,7 +229,7 @@ class Session:
     def _metered(self) -> Meter:
         job = self._resolved_job()
         if self._meter is None:
-            path, patients = Path(job.request.journal_path), job.store.patients
+            path, patients = Path(job.request.journal_path), self._prepared().store.patients
             self._recovered = path.exists()
             if self._recovered:
                 self._meter = Meter.recover(path, patients=patients, key=job.derive("meter"))
@@ -213,35 +247,6 @@ class Session:
                 on_first_record=self._on_first_record,
                 stop=stop,
             )
-
-
-def _prepare(request: control.Resolve, records: Records, selection: Selection, key: HospitalKey) -> _Job:
-    manifest, job_id = request.manifest, request.job_id
-    chosen = np.concatenate([selection.train, selection.test])
-    seed = int.from_bytes(key.derive("order", job_id))
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(chosen))
-    is_test = order >= len(selection.train)
-    columns = records.read(chosen[order])
-    labels = [field.name for field in manifest.fields if field.label]
-    test = np.flatnonzero(is_test)
-    patients = selection.patient_of[chosen[order]]
-    return _Job(
-        request=request,
-        store=TableStore(columns, patients, labels),
-        train=np.flatnonzero(~is_test),
-        test=test,
-        labels=_labels(manifest.target, columns, patients, test) if manifest.target else None,
-        key=key,
-    )
-
-
-def _labels(target: Target, columns: Mapping[str, Array], patients: Array, test: Array) -> Labels:
-    values = columns[target.label][test]
-    return Labels(
-        target=values if target.positive is None else (values == target.positive).astype(np.int64),
-        event=columns[target.event][test] == 1 if target.event else None,
-        patient=patients[test],
-    )
 
 
 def _read_predictions(descriptor: int | None, limit: int) -> bytes:
@@ -276,7 +281,6 @@ def _resolved(
         records=used.records,
         patients=used.patients,
         test_records=len(selection.test),
-        fields=tuple(field for field in manifest.fields if field.served),
     )
 
 
@@ -288,9 +292,8 @@ def _commitment(request: control.Resolve, records: Records, selection: Selection
         digest.update(f"{name}:{len(positions)}\n".encode())
         wanted = np.zeros(len(locators), dtype=np.bool_)
         wanted[positions] = True
-        for chosen, locator in zip(wanted, locators, strict=True):
-            if chosen:
-                digest.update(f"{locator}\n".encode())
+        for locator in compress(locators, wanted):
+            digest.update(f"{locator}\n".encode())
     about = {
         "cohort": cohorts.dump(request.cohort),
         "dataset": request.manifest.commitment,

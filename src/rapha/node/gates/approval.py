@@ -89,6 +89,8 @@ def describe_scope(node: Node, admitted: Admitted) -> dict[str, Any]:
         "runs_on": _runs_on(node, admitted),
         "entrypoint": list(job.entrypoint),
         "cohort": job.dump()["dataset"]["cohort"],
+        "transforms": job.dump()["dataset"]["transforms"],
+        "fields_served": [f.name for f in admitted.manifest.fields if f.served],
         "max_records": job.dataset.max_records,
         "released_parameters": plan.parameters,
         "release_dtype": plan.weights.release_dtype if plan.weights else "none",

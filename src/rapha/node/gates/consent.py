@@ -6,8 +6,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from rapha.node.datasets.client import DatasetProcess
-from rapha.node.datasets.control import Resolve, Resolved
+from rapha.node.datasets.client import DatasetProcess, means
+from rapha.node.datasets.control import Prepared, Resolve, Resolved
+from rapha.node.datasets.memory import check_swap
+from rapha.node.datasets.verify import CONSENTED, Commitments
 from rapha.node.gates.intake import Admitted
 from rapha.node.node import Node
 from rapha.spec.refusals import Refused
@@ -29,35 +31,45 @@ class Consented:
     resolved: Resolved
     plan_file: Path
 
-    def recheck(self) -> None:
-        """Resolve again: consent may have been withdrawn while people were deciding.
+    def recheck(self) -> Prepared:
+        """Resolve again, since consent may have been withdrawn while people were deciding; then decode.
 
         Raises:
-            Refused: `privacy.cohort_refused` if the outcome is another one than was approved.
+            Refused: `privacy.cohort_refused` if the outcome is another one than was approved, or too few
+                patients are left once what can't be decoded fell out.
         """
         if self.data.resolve(self.request) != self.resolved:
             raise Refused("privacy.cohort_refused", "consent or data changed since it was approved")
+        return self.data.prepare()
 
 
 def consent(node: Node, admitted: Admitted, data: DatasetProcess, work: Path) -> Consented:
     """Resolve the cohort inside the manifest.
 
     Raises:
-        Refused: `consent.*`, `privacy.cohort_refused`, `schema.cohort_field`, `node.dataset_*`.
+        Refused: `consent.*`, `privacy.cohort_refused`, `schema.cohort_field`, `schema.transform`,
+            `node.dataset_*`, `node.swap_on`.
     """
+    check_swap(node.config.profile)
     job = admitted.job
+    # This key is the job's to its end, also when another becomes current while people decide.
+    key_id, key_path = node.phi.enlist()
     request = Resolve(
         manifest=admitted.manifest,
         folder=str(admitted.folder),
+        means=means(node.config.preparation, work.resolve() / "shards"),
+        transforms=job.dataset.transforms,
         cohort=job.dataset.cohort,
         organisation=admitted.agreement.terms.company.id,
         purpose=job.purpose,
         max_records=job.dataset.max_records,
         job_id=admitted.id,
-        key_path=str(node.phi_key.resolve()),
+        key_path=str(key_path),
         journal_path=str(_meter_journal(node, admitted.id)),
     )
     resolved = data.resolve(request)
+    commitments = Commitments.of(key_id, request, resolved)
+    node.journal.append(CONSENTED, admitted.id, **commitments.dump())
     plan_file = work / "plan.json"
     plan_file.write_text(json.dumps(job.outputs.dump()))
     plan_file.chmod(0o444)

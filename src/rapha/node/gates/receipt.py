@@ -94,7 +94,9 @@ def build_receipt(node: Node, passed: Passed, sections: Mapping[str, Any], clock
             manifest=resolved.manifest,
             cohort=resolved.cohort,
             opt_out_version=resolved.opt_out_version,
-            funnel=resolved.funnel,
+            funnel=passed.sealed.prepared.funnel,
+            content=passed.sealed.prepared.content,
+            confinement=passed.sealed.prepared.confinement,
         ),
         usage=_usage(node, passed),
         sandbox=Sandbox(driver=node.sandbox.name, walls=dict(passed.trained.outcome.walls)),
@@ -121,6 +123,7 @@ def _usage(node: Node, passed: Passed) -> Usage:
         patients=used.unique_patients,
         records_salt=salts[0],
         patients_salt=salts[1],
+        used_root=used.used_root,
     )
     return Usage(
         records=records,

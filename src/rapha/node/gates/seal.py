@@ -10,6 +10,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Final
 
+from rapha.node.datasets.control import Prepared
 from rapha.node.gates.attest import Attested, check, collect
 from rapha.node.gates.consent import Consented
 from rapha.node.gates.gap import Probes, WanGap, coordinator_address
@@ -51,10 +52,14 @@ anybody's is imported but the standard library's; everything must be unreachable
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """Fresh evidence, and what was tried in vain: from inside the walls, and from the node itself."""
+    """Fresh evidence, and what was tried in vain: from inside the walls, and from the node itself.
+
+    `prepared` is what the broker will serve.
+    """
 
     posture: Posture
     probes: Probes
+    prepared: Prepared
 
 
 def seal(
@@ -67,7 +72,7 @@ def seal(
     gap: WanGap,
     now: int,
 ) -> Sealed:
-    """Check again, sever the WAN, then probe.
+    """Check again, decode the records, sever the WAN, then probe.
 
     Raises:
         Refused: `posture.*`, `policy.*`, `consent.*`, `privacy.cohort_refused`.
@@ -80,10 +85,11 @@ def seal(
         raise Refused("posture.seal_failed", "the node changed since the job was admitted")
     if allow(node, admitted, attested, scanned).section != allowed.section:
         raise Refused("posture.seal_failed", "the policy decision changed since it was approved")
-    consented.recheck()
+    # Before the WAN is severed: decoding may take long, and nothing of the job runs yet.
+    prepared = consented.recheck()
     # The last word to the coordinator before the silence.
     node.exit.progress(admitted.id, "running")
-    return Sealed(posture, gap.sever() | _probe(node, admitted, gap.hold))
+    return Sealed(posture, gap.sever() | _probe(node, admitted, gap.hold), prepared)
 
 
 def _probe(node: Node, admitted: Admitted, hold: int | None) -> Probes:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from rapha.researcher.report import plots
+from rapha.researcher.report import learning, plots
 from rapha.researcher.report.svg import Markup, Point
 from rapha.spec.refusals import Refused
 from rapha.spec.release_plan import CURVE_POINTS, METRIC_DECIMALS, TRUSTED_METRICS
@@ -44,11 +44,16 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """Everything about numbers that the job's owner gets."""
+    """Everything about numbers that the job's owner gets.
+
+    Attributes:
+        learning: self-reported curves by name; what they show is not in `self_reported` again.
+    """
 
     trusted: tuple[MetricRow, ...]
     roc: Curve | None
     calibration: Curve | None
+    learning: tuple[tuple[str, Curve], ...]
     self_reported: tuple[tuple[str, str], ...]
     headline: str | None
 
@@ -63,11 +68,17 @@ def read(metrics: Mapping[str, Any]) -> Metrics:
     """
     trusted, reported = _parts(metrics)
     rows = _rows(trusted)
+    drawn = learning.curves(reported)
     return Metrics(
         trusted=rows,
         roc=_roc(trusted),
         calibration=_calibration(trusted),
-        self_reported=tuple((name, _said(value)) for name, value in sorted(reported.items())),
+        learning=tuple(_learned(n, *curve) for n, curve in enumerate(drawn.items(), start=1)),
+        self_reported=tuple(
+            (name, _said(value))
+            for name, value in sorted(reported.items())
+            if not learning.belongs(name, drawn)
+        ),
         headline=f"{rows[0].name} {rows[0].value}" if rows else None,
     )
 
@@ -127,6 +138,11 @@ def _calibration(trusted: Mapping[str, float]) -> Curve | None:
         return None
     table = tuple((f"{x - 0.05:.1f} to {x + 0.05:.1f}", _decimal(y)) for x, y in points)
     return Curve(plots.calibration(points), table)
+
+
+def _learned(number: int, name: str, values: learning.Values) -> tuple[str, Curve]:
+    table = tuple((str(epoch), f"{value:g}") for epoch, value in values)
+    return name, Curve(learning.chart(number, name, values), table)
 
 
 def _unit(points: list[Point]) -> list[Point]:

@@ -1,4 +1,4 @@
-"""A small SVG writer: elements, a linear scale, axes of the unit square, and an accessible frame.
+"""A small SVG writer: elements, a linear scale, axes, and an accessible frame.
 
 Elements are built as a tree, so text is escaped by the serialiser and never by hand. Charts carry no
 style of their own: classes are coloured by the page's style sheet, in light, dark and print.
@@ -15,7 +15,9 @@ from rapha.spec.surface import printable
 
 Element = Tree.Element
 Point = tuple[float, float]
-UNIT_TICKS: Final = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+Tick = tuple[float, str]
+"""A place in [0, 1], and what is written there."""
+UNIT_TICKS: Final[tuple[Tick, ...]] = tuple((k / 5, f"{k / 5:.1f}") for k in range(6))
 
 
 class Markup(str):
@@ -78,18 +80,24 @@ def dots(frame: Frame, points: Iterable[Point], class_: str) -> list[Element]:
     return [shape("circle", class_, cx=x, cy=y, r=3.5) for x, y in map(frame.at, points)]
 
 
-def axes(frame: Frame, x_name: str, y_name: str) -> list[Element]:
-    """Grid, ticks and names of both axes of the unit square."""
+def axes(
+    frame: Frame,
+    x_name: str,
+    y_name: str,
+    x_ticks: Sequence[Tick] = UNIT_TICKS,
+    y_ticks: Sequence[Tick] = UNIT_TICKS,
+) -> list[Element]:
+    """Grid, ticks and names of both axes; by default those of the unit square."""
     left, right, bottom, top = frame.x.start, frame.x.end, frame.y.start, frame.y.end
     parts: list[Element] = []
-    for tick in UNIT_TICKS:
-        x, y = frame.at((tick, tick))
-        parts += [
-            shape("line", "grid", x1=x, x2=x, y1=bottom, y2=top),
-            shape("line", "grid", x1=left, x2=right, y1=y, y2=y),
-            label(f"{tick:.1f}", "tick", x=x, y=bottom + 16, text_anchor="middle"),
-            label(f"{tick:.1f}", "tick", x=left - 6, y=y + 4, text_anchor="end"),
-        ]
+    for place, text in x_ticks:
+        x = frame.x.at(place)
+        parts.append(shape("line", "grid", x1=x, x2=x, y1=bottom, y2=top))
+        parts.append(label(text, "tick", x=x, y=bottom + 16, text_anchor="middle"))
+    for place, text in y_ticks:
+        y = frame.y.at(place)
+        parts.append(shape("line", "grid", x1=left, x2=right, y1=y, y2=y))
+        parts.append(label(text, "tick", x=left - 6, y=y + 4, text_anchor="end"))
     middle = (bottom + top) / 2
     return [
         *parts,

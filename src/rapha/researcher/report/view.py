@@ -10,7 +10,7 @@ from rapha.evidence import bundle as bundles
 from rapha.evidence import canonical, dsse
 from rapha.evidence.verify import Verification
 from rapha.researcher.report import metrics as numbers
-from rapha.researcher.report import plots
+from rapha.researcher.report import plots, words
 from rapha.researcher.report.lines import GATES, GateLine, duration, in_order
 from rapha.researcher.report.svg import Markup
 from rapha.spec.receipt import DatasetUse, Receipt
@@ -21,13 +21,6 @@ CT_SLICE_BITS: Final = 512 * 512 * 16
 ROW_BYTES: Final = 64
 """An identifier row: a name, a date of birth, a number."""
 STAGES: Final = ("matched", "readable", "consented", "used")
-_REASONS: Final = {
-    "consent.opted_out": "opted out or withdrew; removed from the whole dataset before matching",
-    "record.patient_missing": "no patient identifier",
-    "record.patient_invalid": "patient identifier can't be used",
-    "record.value_missing": "a value is missing",
-    "record.value_not_finite": "a value is not a finite number",
-}
 _ASSERTED_BY: Final = {
     "attested": "the node's meter, inside attested hardware",
     "hospital-asserted": "the hospital alone: no attestation hardware vouches for the meter",
@@ -39,10 +32,17 @@ Pairs = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Funnel:
-    """The stages, and why records dropped out: what, code, count."""
+    """The stages, and why records dropped out.
+
+    Attributes:
+        reasons: what, code, count.
+        suppressed: what and code of the reasons whose count is only known to be `below` so many patients.
+    """
 
     chart: Markup
     reasons: tuple[tuple[str, str, str], ...]
+    suppressed: tuple[tuple[str, str], ...]
+    below: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,8 @@ class Finished:
     metrics: numbers.Metrics
     covert: Covert
     use: Pairs
+    patients: str
+    caution: str
     artifacts: tuple[tuple[str, str, str], ...]
 
 
@@ -107,6 +109,8 @@ def read(
         metrics=shown,
         covert=bound,
         use=_use(receipt),
+        patients=words.patients(receipt.usage, receipt.dataset),
+        caution=words.caution(receipt.usage),
         artifacts=tuple((r.name, f"{r.bytes:,}", r.sha256) for r in guard.released),
     )
 
@@ -139,6 +143,7 @@ def _facts(receipt: Receipt, profile: str) -> Pairs:
         ("Company", job.company),
         ("Hospital", f"{job.hospital}, node {receipt.node}"),
         ("Dataset", f"{receipt.dataset.id} ({receipt.dataset.profile})"),
+        ("Decoded records were", words.CONFINEMENT[receipt.dataset.confinement]),
         ("Admitted, finished", f"{receipt.times.admitted}, {receipt.times.finished}"),
         ("Sandbox", f"{receipt.sandbox.driver}, {len(receipt.sandbox.walls)} walls recorded"),
         ("Air gap", f"{len(air.probes)} probes found nothing to reach, by the host's own word"),
@@ -161,10 +166,17 @@ def _timeline(lines: tuple[GateLine, ...]) -> Timeline:
 def _funnel(dataset: DatasetUse) -> Funnel:
     counts = dataset.funnel
     stages: dict[str, plots.Count] = {stage: counts[stage] for stage in STAGES if stage in counts}
-    reasons = sorted(code for code in counts if code not in STAGES)
+    codes = sorted(code for code in counts if code not in STAGES)
+    small = [code for code in codes if isinstance(counts[code], str)]
     return Funnel(
         chart=plots.funnel(stages),
-        reasons=tuple((_REASONS.get(code, code), code, plots.counted(counts[code])) for code in reasons),
+        reasons=tuple(
+            (words.REASONS.get(code, code), code, plots.counted(counts[code]))
+            for code in codes
+            if code not in small
+        ),
+        suppressed=tuple((words.REASONS.get(code, code), code) for code in small),
+        below=plots.counted(max((counts[code] for code in small), key=plots.upper, default=0)),
     )
 
 

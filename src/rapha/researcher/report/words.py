@@ -1,0 +1,66 @@
+"""Words for the receipt's codes and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from rapha.spec.dataset import LEAST_CELL
+from rapha.spec.receipt import DatasetUse, Usage
+
+REASONS: Final[Mapping[str, str]] = {
+    "consent.opted_out": "opted out or withdrew; removed from the whole dataset before matching",
+    "record.patient_missing": "no patient identifier",
+    "record.patient_invalid": "patient identifier can't be used",
+    "record.value_missing": "a value is missing",
+    "record.value_not_finite": "a value is not a finite number",
+    "record.uid_missing": "an image without a usable identifier of its own",
+    "record.duplicate": "the same image identifier as another one",
+    "record.file_unreadable": "the file can't be read",
+    "record.file_invalid": "the file breaks the rules of its format",
+    "record.too_large": "larger than an image may be",
+    "record.too_slow": "took longer to decode than an image may",
+    "record.decoder_crashed": "its decoder crashed, alone behind its walls",
+    "record.syntax_unsupported": "compressed in a way that is not supported",
+    "record.pixels_missing": "no pixels",
+    "record.pixels_invalid": "the pixels can't be decoded",
+    "record.photometric_unsupported": "a photometric interpretation that is not supported",
+    "record.burned_in": "may show a name in its pixels: nothing says that none is burned in",
+    "record.label_missing": "no label",
+    "record.shape": "an image of another shape than the dataset's",
+    "record.geometry": "slices that make no volume, or not in one place",
+    "record.pair_missing": "no image of the other modality at the same place",
+    "record.changed": "other bytes than those that were indexed",
+    "record.transfer_failed": "the PACS did not deliver it",
+}
+CONFINEMENT: Final = {
+    "memory": "in memory alone, by the host's word",
+    "encrypted-shards": "in memory, and in shards under AES-256-GCM with a key in memory alone, "
+    "by the host's word",
+}
+FEW: Final = 100
+"""Patients up to which the report says that they are few."""
+
+
+def patients(usage: Usage, dataset: DatasetUse) -> str:
+    """How many people the result rests on, and what that means."""
+    some = f"These records are of at most {usage.patients:,} patients, training and test together."
+    if usage.patients <= FEW:
+        some += " That is few: whatever was measured on them says little about anybody else."
+    cells = [int(count.removeprefix("<")) for count in dataset.funnel.values() if isinstance(count, str)]
+    if cells and min(cells) < LEAST_CELL:
+        some += (
+            f" Groups of {min(cells)} patients and more are counted here, which only a demo may do: "
+            f"elsewhere it takes {LEAST_CELL}."
+        )
+    return some
+
+
+def caution(usage: Usage) -> str:
+    """What an interval over few patients doesn't say; nothing where they are many."""
+    if usage.patients > FEW:
+        return ""
+    return (
+        "With so few patients, an interval only tells how much those few differ from one another. One with "
+        "no width means that all of them came out alike, not that the value is certain."
+    )
