@@ -6,6 +6,9 @@ record i has the values from offset i to offset i + 1. Names in double underscor
 `__labels__`, the names of the label fields, and `__test__`, the indices of the test split's records (by
 default split "test" is all records, and "train" is what `__test__` leaves). `rapha job mock` writes such a
 file from a catalogue entry.
+
+On a node a view that is kept beyond its time shows other records, and nothing says so. Here it is overwritten
+with NaN, or a number at the end of its dtype's range, so that a script learns it before it matters.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ class HomeSource:
 
     def __init__(self, path: str, split: str) -> None:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            arrays = {name: np.asarray(file[name], order="C") for name in file.files}
         labels = {str(name) for name in arrays.get("__labels__", ())}
         test = arrays.get("__test__")
         columns = _columns(path, {name: array for name, array in arrays.items() if name not in _SPECIAL})
@@ -67,6 +70,7 @@ class HomeSource:
             name: column for name, column in columns.items() if split == "train" or name not in labels
         }
         self.fields = tuple(_field(name, column, name in labels) for name, column in self._columns.items())
+        self._handed: Arrays = {}
 
     @property
     def records(self) -> int:
@@ -83,7 +87,9 @@ class HomeSource:
         total = self.epoch_records(epoch)
         for start in range(epoch.start, total, epoch.batch_size):
             chosen = self._walked(epoch, start, min(start + epoch.batch_size, total))
-            yield {name: _taken(column, chosen) for name, column in self._columns.items()}
+            _overwrite(self._handed)
+            self._handed = {name: _taken(column, chosen) for name, column in self._columns.items()}
+            yield self._handed
             if turn != _Turn.now:
                 raise RuntimeError("another iteration has begun; one loader at a time reads from the node")
 
@@ -142,6 +148,21 @@ def _taken(column: Column, chosen: NDArray[np.int64]) -> NDArray[Any] | Ragged:
     # Where each value lies: its position in the batch, moved by how far its record was moved.
     where = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], counts)
     return Ragged(_frozen(column.values[where]), _frozen(offsets.astype(np.int32)))
+
+
+def _overwrite(batch: Arrays) -> None:
+    """Put values into a batch that no record has; offsets stay, since Arrow goes where they point."""
+    for column in batch.values():
+        values = column.values if isinstance(column, Ragged) else column
+        values.flags.writeable = True
+        kind = values.dtype.kind
+        values.fill(np.nan if kind == "f" else kind == "b" or _end(values.dtype))
+        values.flags.writeable = False
+
+
+def _end(dtype: np.dtype[Any]) -> int:
+    limits = np.iinfo(dtype)
+    return int(limits.min or limits.max)
 
 
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:

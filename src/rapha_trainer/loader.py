@@ -74,12 +74,13 @@ class RaphaDataLoader:
         check("batch_size", batch_size, 1, 2**31 - 1)
         check("seed", seed, 0, 2**64 - 1)
         check("epochs", epochs, 0, 2**31 - 1)
-        check("prefetch", prefetch or 0, 0, 2**31 - 1)
+        if prefetch is not None:
+            check("prefetch", prefetch, 0, 2**31 - 1)
         _check_combination(split, shuffle, indices is not None, num_workers)
         self.batch_size, self.epochs, self.split = batch_size, epochs, split
         self._source = open_source(split)
         forms.check(self._source.fields, as_torch)
-        self._keys = _keys(self._source.fields, rename or {}, split)
+        self._keys = _keys(self._source.fields, {} if rename is None else rename, split)
         chosen = None if indices is None else _indices(indices, self._source.records)
         self._epoch = Epoch(batch_size, bool(shuffle), seed, 0, bool(drop_last), chosen, prefetch)
         self._copy = as_torch if copy is None else copy
@@ -246,6 +247,8 @@ def _check_combination(split: str, shuffle: bool, chosen: bool, num_workers: int
 
 def _keys(fields: Sequence[Field], rename: Mapping[str, str], split: str) -> dict[str, str]:
     """Each field's key in a batch."""
+    if not isinstance(rename, Mapping) or not all(isinstance(name, str) for name in rename):
+        raise ValueError("rename must be a mapping from a field's name to another")
     keys = {field.name: rename.get(field.name, field.name) for field in fields}
     # The test split hides labels, and the same `rename` has to do for both.
     if split == "train" and (unknown := sorted(rename.keys() - keys.keys())):

@@ -11,7 +11,9 @@ noise, and so are its metrics. `rapha job mock` draws from a catalogue entry and
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -140,6 +142,11 @@ def write(
 
 def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """As `np.savez`, for any field's name, and the same bytes each time."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        # `replace` would put a file in the place of a device, such as /dev/null.
+        raise FileExistsError(errno.EEXIST, "there is something else than a file", str(path))
     partial = path.with_name(f".{path.name}.partial")
     try:
         with zipfile.ZipFile(partial, "w") as file:

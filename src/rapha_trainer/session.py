@@ -35,7 +35,7 @@ VERSION: Final = 2
 STRUCT: Final = struct.Struct("<BBBBIQQQQ")
 HELLO, EPOCH, NEXT, INDICES, COUNT = 1, 2, 3, 4, 5
 STARTED, BATCH, END, FAULT = 2, 3, 4, 5
-END_CAP: Final = 2
+END_CAP, END_LIMIT = 2, 3
 SHUFFLE, DROP_LAST = 1, 2
 NO_SLOT: Final = 2**64 - 1
 MAX_INDICES: Final = 16384
@@ -193,6 +193,8 @@ class BrokerSource:
                 self._check(reading.tag)
                 reading.slots.append(slot)
             self.capped |= code == END_CAP
+            if kind == END and code == END_LIMIT:
+                raise RuntimeError("the node answers no more requests of this job; take larger batches")
             if kind != BATCH or code:
                 return
 

@@ -307,6 +307,20 @@ def test_a_killed_process_loses_no_count(fna: Hospital, log: IO[bytes]) -> None:
             again.serve("train")
 
 
+def test_a_stop_is_heard_while_progress_never_pauses(fna: Hospital) -> None:
+    told: list[control.Progress] = []
+    with DatasetProcess(tell=told.append, stopped=lambda: len(told) == 3) as process:
+        process._sock.close()
+        process._sock, other = socket.socketpair()
+        with other:
+            for done in range(100):
+                frames.send(other, {"event": "progress", "stage": "decoding", "done": done, "total": 100})
+            with pytest.raises(Refused, match=r"node\.stopped"):
+                process.resolve(fna.request())
+        assert [one.done for one in told] == [0, 1, 2]
+        assert process._process.returncode is not None
+
+
 def test_kill_is_idempotent_and_leaves_nothing(fna: Hospital) -> None:
     process = DatasetProcess()
     process.kill()

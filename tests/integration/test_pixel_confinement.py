@@ -14,8 +14,10 @@ import mmap
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,15 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
+
+from rapha.node.datasets import control
+from rapha.node.datasets.client import DatasetProcess
+from rapha.node.datasets.pseudonyms import HospitalKey
+from rapha.spec import cohort
+from rapha.spec.refusals import Refused
+from rapha.testing import dicoms
+from rapha_trainer.session import BrokerSource
+from rapha_trainer.source import Epoch
 
 NODE: Final = Path(__file__).parent / "confined_node.py"
 RUN: Final = 64
@@ -239,6 +250,155 @@ def test_the_search_finds_what_is_there(archive: Archive, tmp_path: Path) -> Non
         planted.write_bytes(os.urandom(1000 + number) + run + os.urandom(100))
         assert f"{name} in {planted}" in search(below(tmp_path), {name: run})
     assert search(below(archive.folder), archive.patterns)
+
+
+PATIENTS: Final = 40
+HOSPITAL: Final = dicoms.manifest(dicoms.pixels((32, 64))).model_copy(
+    update={
+        "minimum_cell": 3,
+        "test_fraction": 0.3,
+        "organisations": ("demo-ai",),
+        "consent_basis": "made for a test",
+        "purposes": ("research",),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """A PACS in `root`, beside the key and the list of opt-outs, and what its pixels look like."""
+
+    root: Path
+    patterns: dict[str, bytes]
+
+    def request(self, mode: str) -> control.Resolve:
+        shards = str(self.root / "shards")
+        return control.Resolve(
+            manifest=HOSPITAL,
+            folder=str(self.root),
+            means=control.Means(workers=2, memory_bytes=MODES[mode], shards=shards),
+            transforms={},
+            cohort=cohort.parse({"all": []}),
+            organisation="demo-ai",
+            purpose="research",
+            max_records=PATIENTS,
+            job_id="ab" * 32,
+            key_path=str(self.root / "phi.key"),
+            journal_path=str(self.root / "meter.journal"),
+        )
+
+
+@pytest.fixture
+def hospital(tmp_path: Path) -> Iterator[Hospital]:
+    patterns, rng = {}, np.random.default_rng()
+    for number in range(PATIENTS):
+        data = rng.integers(-4000, 4000, (32, 64), dtype=np.int16)
+        image = dicoms.Image(patient=f"P{number}", size=data.shape, data=data)
+        dicoms.write(tmp_path / "pacs" / str(number), image)
+        served = data[11] - np.int16(1024)
+        for name, row in (("stored", data[11]), ("served", served)):
+            for kind in ("<i2", ">i2", "<f4", "<f8"):
+                patterns[f"{number} {name} {kind}"] = row.astype(kind).tobytes()[:RUN]
+    dicoms.seal(tmp_path / "pacs")
+    HospitalKey.create(tmp_path / "phi.key")
+    (tmp_path / "opt-outs.txt").write_text("")
+    yield Hospital(tmp_path, patterns)
+    (tmp_path / "pacs").chmod(0o755)
+
+
+def kin(process: int) -> Iterator[int]:
+    """A process and all below it."""
+    yield process
+    for children in Path(f"/proc/{process}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for child in children.read_text().split():
+                yield from kin(int(child))
+
+
+def pixels_in(job: socket.socket, split: control.Split) -> bytes:
+    epoch = Epoch(
+        batch_size=8, shuffle=split == "train", seed=0, number=0, drop_last=False, indices=None, prefetch=None
+    )
+    source = BrokerSource(job.fileno(), split)
+    try:
+        return b"".join(np.array(batch["pixels"]).tobytes() for batch in source.batches(epoch))
+    finally:
+        source._socket.close()
+
+
+class Disk:
+    """What is searched: all that the processes of a job were told of, hold open, or may make."""
+
+    def __init__(self, hospital: Hospital) -> None:
+        self._hospital = hospital
+        self._temporary = {path for place in self._places() for path in place.iterdir()}
+
+    def search(self, process: int | None = None) -> list[str]:
+        """Which pattern is where."""
+        new = [path for place in self._places() for path in place.iterdir() if path not in self._temporary]
+        files = [*below(self._hospital.root, *filter(Path.is_dir, new)), *filter(Path.is_file, new)]
+        for each in () if process is None else kin(process):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                files += unnamed(each) or []
+        pacs = self._hospital.root / "pacs"
+        return search((file for file in files if not file.is_relative_to(pacs)), self._hospital.patterns)
+
+    def left(self) -> list[Path]:
+        """Files of the hospital that the job should not have left."""
+        return list(below(self._hospital.root / "shards"))
+
+    @staticmethod
+    def _places() -> set[Path]:
+        return {Path(place) for place in (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm")}
+
+
+@pytest.mark.parametrize("end", ["close", "kill -9", "kill -9 while decoding"])
+@pytest.mark.parametrize("mode", sorted(MODES))
+def test_no_pixel_of_a_whole_job_is_in_any_file(hospital: Hospital, mode: str, end: str) -> None:
+    disk = Disk(hospital)
+    found: list[str] = []
+    stages: list[str] = []
+
+    def tell(told: control.Progress) -> None:
+        stages.append(told.stage)
+        found.extend(disk.search(process.pid))
+        if told.stage == "decoding" and end == "kill -9 while decoding":
+            process.kill()
+
+    with DatasetProcess(tell=tell) as process:
+        process.resolve(hospital.request(mode))
+        assert disk.search(process.pid) == []
+        if end == "kill -9 while decoding":
+            with pytest.raises(Refused, match="the dataset process ended"):
+                process.prepare()
+        else:
+            assert process.prepare().confinement == mode
+            served = b""
+            splits: tuple[control.Split, ...] = ("train", "test")
+            for split in splits:
+                with process.serve(split) as job:
+                    served += pixels_in(job, split)
+                assert disk.search(process.pid) == []
+            assert all(hospital.patterns[f"{number} served <i2"] in served for number in range(PATIENTS))
+            if end == "kill -9":
+                process.kill()
+    assert {"indexing", "decoding"} <= set(stages)
+    assert found == [] and disk.search() == [] and disk.left() == []
+    planted = hospital.root / "planted"
+    planted.write_bytes(hospital.patterns["7 stored <i2"])
+    assert disk.search()
+
+
+def test_what_failed_is_not_prepared_from_again_before_it_is_resolved_again(hospital: Hospital) -> None:
+    (hospital.root / "shards").write_text("no folder")
+    with DatasetProcess() as process:
+        process.resolve(hospital.request("encrypted-shards"))
+        for code in ("node.internal", "policy.conflict"):
+            with pytest.raises(Refused) as refused:
+                process.prepare()
+            assert refused.value.code == code
+        process.resolve(hospital.request("memory"))
+        assert process.prepare().records == PATIENTS
 
 
 @pytest.mark.slow

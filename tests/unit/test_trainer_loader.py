@@ -28,7 +28,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_batches_are_in_order_and_complete() -> None:
-    loader = RaphaDataLoader(batch_size=4, epochs=2)
+    loader = RaphaDataLoader(batch_size=4, epochs=2, copy=True)
     batches = list(loader)
     assert len(batches) == len(loader) == 10
     train = np.setdiff1d(Y, [3, 4, 19])
@@ -58,7 +58,7 @@ def test_drop_last_and_indices() -> None:
     assert len(RaphaDataLoader(5, drop_last=True)) == 3
     assert [len(b["x"]) for b in RaphaDataLoader(5, drop_last=True)] == [5, 5, 5]
     chosen = [16, 0, 0, 2]
-    batches = list(RaphaDataLoader(3, indices=chosen))
+    batches = list(RaphaDataLoader(3, indices=chosen, copy=True))
     assert np.concatenate([b["y"] for b in batches]).tolist() == [18, 0, 0, 2]
 
 
@@ -66,6 +66,40 @@ def test_views_are_read_only_and_copies_are_not() -> None:
     with pytest.raises(ValueError, match="read-only"):
         next(iter(RaphaDataLoader()))["x"][0] = 1
     next(iter(RaphaDataLoader(copy=True)))["x"][0] = 1
+
+
+def test_a_view_that_is_kept_too_long_shows_no_record(home: Path) -> None:
+    """On a node it would show another one, and nothing would say so."""
+    records = 6
+    columns: dict[str, Any] = {
+        kind: np.ones(records, kind) for kind in ("f2", "f4", "f8", "i1", "i8", "u1", "u2", "?")
+    }
+    np.savez(home, **columns, labs=np.ones(records), labs__offsets=np.arange(records + 1))
+    first, second, last = RaphaDataLoader(2)
+    for batch in (first, second):
+        assert all(np.isnan(batch[kind]).all() for kind in ("f2", "f4", "f8"))
+        assert (batch["i1"] == -128).all()
+        assert (batch["i8"] == -(2**63)).all()
+        assert (batch["u1"] == 255).all()
+        assert (batch["u2"] == 65535).all()
+        assert batch["?"].all()
+        assert np.isnan(batch["labs"].flatten().to_numpy()).all()
+        assert not any(batch[kind].flags.writeable for kind in columns)
+    assert all((last[kind] == 1).all() for kind in columns)
+    for kept in (RaphaDataLoader(2, copy=True), RaphaDataLoader(2, as_torch=True)):
+        assert all((batch[kind] == 1).all() for batch in list(kept) for kind in columns if kind != "u2")
+
+
+def test_the_next_epoch_ends_the_time_of_the_last_batch_too() -> None:
+    one, two = RaphaDataLoader(17, epochs=2)
+    assert np.isnan(one["x"]).all()
+    assert not np.isnan(two["x"]).any()
+
+
+def test_batches_are_contiguous_however_the_file_was_written(home: Path) -> None:
+    np.savez(home, x=np.asfortranarray(np.arange(24.0).reshape(4, 3, 2)))
+    for batch in RaphaDataLoader(3):
+        assert batch["x"].flags.c_contiguous
 
 
 @pytest.mark.parametrize("copy", [None, True, False])
@@ -88,6 +122,13 @@ def test_tensors(copy: bool | None) -> None:
         {"seed": 2**64},
         {"epochs": -1},
         {"prefetch": -1},
+        {"prefetch": 0.0},
+        {"prefetch": False},
+        {"prefetch": ""},
+        {"rename": [("x", "image")]},
+        {"rename": 1},
+        {"rename": ()},
+        {"rename": {1: "x", None: "y"}},
         {"split": "dev"},
         {"split": "test", "shuffle": True},
         {"split": "test", "indices": [0]},
@@ -136,6 +177,7 @@ def test_both_ends_speak_the_same_protocol() -> None:
     assert (job.VERSION, job.STRUCT.format, job.NO_SLOT) == (wire.VERSION, wire.STRUCT.format, wire.NO_SLOT)
     assert tuple(wire.Op) == (job.HELLO, job.EPOCH, job.NEXT, job.INDICES, job.COUNT)
     assert tuple(wire.Kind) == (job.HELLO, job.STARTED, job.BATCH, job.END, job.FAULT)
-    assert (job.SHUFFLE, job.DROP_LAST, job.END_CAP) == (wire.SHUFFLE, wire.DROP_LAST, wire.End.CAP)
+    assert (job.SHUFFLE, job.DROP_LAST) == (wire.SHUFFLE, wire.DROP_LAST)
+    assert (job.END_CAP, job.END_LIMIT) == (wire.End.CAP, wire.End.LIMIT)
     assert ("", *(code.name for code in wire.FaultCode)) == job.FAULTS
     assert (job.SPLITS, job.MAX_INDICES) == (splits.NAMES, wire.MAX_INDICES)

@@ -30,7 +30,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_lists_come_as_arrow() -> None:
-    loader = RaphaDataLoader(2)
+    loader = RaphaDataLoader(2, copy=True)
     assert loader.fields[1] == Field("labs", "float32", (), False, ragged=True)
     batches = list(loader)
     assert [type(b["labs"]) for b in batches] == [pyarrow.ListArray] * 3

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
-from rapha.cli.exits import NO, OK, WRONG_CALL, emit, leave, say
+from rapha.cli.exits import NO, OK, UNKNOWN, WRONG_CALL, emit, leave, say
 from rapha.evidence import canonical
 from rapha.evidence.verify import Verification, verify
 from rapha.spec.refusals import Refused
@@ -53,8 +55,19 @@ def demo(
         leave(WRONG_CALL, f"--case {case} is not built yet; there are: {', '.join(CASES)}")
     if case not in CASES:
         leave(WRONG_CALL, f"--case is one of: {', '.join(CASES)}")
+    if pacs is not Pacs.AUTO and case != "dicom":
+        leave(WRONG_CALL, "--pacs is for --case dicom")
     began = time.monotonic()
-    verification = run_demo(work, case, pacs)
+    try:
+        _clear(work)
+    except OSError as error:
+        leave(UNKNOWN, f"--work {work}: {error.strerror}")
+    try:
+        with _stopped_in_order():
+            verification = run_demo(work, case, pacs)
+    except ModuleNotFoundError as error:
+        said = f"case {case} needs {error.name}, which is not installed; `make venv` installs it"
+        raise Refused("node.dataset_missing", said) from None
     if not keep:
         from rapha.testing.world import destroy
 
@@ -68,11 +81,11 @@ def run_demo(work: Path, case: str, pacs: Pacs = Pacs.AUTO) -> Verification:
 
     Raises:
         Refused: the job's own code where it isn't delivered; `node.internal` for an Orthanc that is asked
-            for and can't be had; `node.dataset_missing` where the case's public data is not installed.
+            for and can't be had; `node.dataset_missing` where too little of the case's public data is here.
+        ModuleNotFoundError: what ships or reads the case's public data is not installed.
     """
     from rapha.testing import stack as stacks
 
-    _clear(work)
     with (
         _writer(work / "world" / "hospital" / "pacs", case, pacs) as writer,
         stacks.stack(work / "world", case, writer=writer) as stack,
@@ -90,6 +103,25 @@ def run_demo(work: Path, case: str, pacs: Pacs = Pacs.AUTO) -> Verification:
     verification = _verify(work, data)
     _report(work, world.node, data, verification, case)
     return verification
+
+
+@contextmanager
+def _stopped_in_order() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal stop what the demo started, as Ctrl-C does."""
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is signal.SIG_DFL:  # whoever ignores it, as nohup does, means to
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -180,11 +212,24 @@ def _report(work: Path, node: Path, data: bytes, verification: Verification, cas
 
 
 def _clear(work: Path) -> None:
-    """Remove what an earlier demo left, and nothing else."""
+    """Remove what an earlier demo left, and nothing else; make `work`.
+
+    Raises:
+        Refused: `policy.conflict` for a folder in the way that no demo has made.
+        OSError: `work` can't be made or written to.
+    """
     from rapha.testing.world import destroy
 
     work.mkdir(parents=True, exist_ok=True)
-    destroy(work / "world")
-    destroy(work / "artifacts")
+    world, artifacts = work / "world", work / "artifacts"
+    for folder, marks in (
+        (world, (world / "hospital", world / "coordinator")),
+        (artifacts, (world, work / "bundle.json")),
+    ):
+        made = folder.is_dir() and not folder.is_symlink() and any(mark.exists() for mark in marks)
+        if (folder.exists() or folder.is_symlink()) and not made:
+            raise Refused("policy.conflict", f"{folder} is not of a demo; choose another --work")
+    destroy(artifacts)
+    destroy(world)
     for name in ("bundle.json", "trust.json", "report.html"):
         (work / name).unlink(missing_ok=True)

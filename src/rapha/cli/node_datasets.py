@@ -40,6 +40,8 @@ def check(
 ) -> None:
     """Index a dataset and count what can be used, exactly; name what can't, and why. Exit 1 if nothing can.
 
+    What is no record, such as a link or another kind of file, is counted apart and named too.
+
     For the hospital's own eyes: the names of files and images are not for publication.
     """
     described = _describe(work, dataset)
@@ -51,6 +53,10 @@ def check(
             emit(f"{count:>10}  {reason}")
         for fault in described.faults:
             emit(f"            {fault.reason:<32} {fault.locator}")
+        if described.set_aside:
+            emit(f"{described.set_aside:>10}  set aside: no record")
+        for other in described.aside:
+            emit(f"            {other.reason:<32} {other.locator}")
     raise SystemExit(OK if described.records else NO)
 
 

@@ -24,6 +24,7 @@ from rapha.node.journal import Entry
 from rapha.node.pipeline import GATES, PROGRESS
 from rapha.researcher.report import GateLine
 from rapha.spec.refusals import Refused
+from rapha.spec.surface import printable
 
 REFRESH_S: Final = 0.05
 
@@ -33,7 +34,8 @@ class Gates:
 
     def __init__(self, log: Path) -> None:
         self._log = log
-        self._console = Console(file=sys.stderr, highlight=False)
+        # What gates found names organisations and jobs: text of others, which is no markup.
+        self._console = Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
         self._states: list[str] = []
         self._began: dict[str, float] = {}
         self._ended: dict[str, tuple[str, float, str]] = {}
@@ -84,7 +86,7 @@ class Gates:
             return
         if name in self._ended:
             return
-        found = str(entry.data.get("found") or entry.data.get("code", ""))
+        found = printable(str(entry.data.get("found") or entry.data.get("code", "")))
         self._ended[name] = (verdict, at - self._began.get(name, at), found)
         if not self._console.is_terminal:
             line = (
@@ -93,7 +95,7 @@ class Gates:
             self._console.print(line, soft_wrap=True)
 
     def _how_far(self) -> str:
-        """Of records being opened or decoded, by the newest job's own account."""
+        """Of records being opened or decoded, by the running job's own account."""
         for path in sorted((self._log.parent / "jobs").glob(f"*/{PROGRESS}")):
             try:
                 told = Told.parse(json.loads(path.read_bytes()))

@@ -181,7 +181,12 @@ def _coded(field: Field, values: NDArray[Any], rng: Generator) -> NDArray[Any]:
     """`values`, or where the catalogue lists the numbers that stand for texts, some of those."""
     if not field.codes:
         return values
-    return rng.choice(sorted(set(field.codes.values())), values.shape).astype(values.dtype)
+    codes = np.array(sorted(set(field.codes.values())))
+    with np.errstate(over="ignore"):
+        held = codes.astype(values.dtype)
+    if not np.array_equal(held, codes):  # as the node refuses the dataset
+        raise Refused("schema.field_invalid", f"catalogue: {field.name}: a code is past what its dtype holds")
+    return rng.choice(held, values.shape)
 
 
 def _pseudonyms(field: Field, records: int, rng: Generator) -> NDArray[np.uint8]:

@@ -31,11 +31,7 @@ def resized(column: Array, sizes: tuple[int, ...]) -> Array:
         return column
     if 0 in column.shape[first:]:
         raise ValueError("an empty axis has no values to resize")
-    values = (
-        column
-        if dtype == "float32"
-        else column.astype(np.float32 if dtype in WORKED_IN_FLOAT32 else np.float64)
-    )
+    values = column.astype(np.float32 if dtype in WORKED_IN_FLOAT32 else np.float64, copy=False)
     changes = [(size / column.shape[first + i], first + i, size) for i, size in enumerate(sizes)]
     for _, axis, size in sorted(changes):  # what shrinks most comes first: the rest has less to do
         if values.shape[axis] != size:

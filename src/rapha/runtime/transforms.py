@@ -145,7 +145,7 @@ def _scaled(values: Array, origin: float, scale: float) -> Array:
     with np.errstate(over="ignore", invalid="ignore"):
         result: Array = np.subtract(values, work.type(origin), dtype=work)
         np.divide(result, work.type(scale), out=result)
-    if (beyond := np.isinf(result)).any():
+    if not small and (beyond := np.isinf(result)).any():
         beyond &= np.isfinite(values)
         result[beyond] = np.copysign(_LARGEST, result[beyond])
     return cast(result, "float32")

@@ -27,6 +27,8 @@ from rapha.spec.refusals import Refused
 MAX_DEPTH: Final = 8
 MAX_NODES: Final = 256
 MAX_VALUES: Final = 1024
+MAX_LISTED: Final = 4096
+"""Values in all lists of a cohort together: each is compared with every record."""
 MAX_TEXT: Final = 128
 
 Operator = Literal["eq", "ne", "gt", "gte", "lt", "lte", "in", "present"]
@@ -90,7 +92,8 @@ def parse(value: object, where: str = "cohort") -> Node:
 
     Raises:
         Refused: `schema.field_unknown`, `schema.field_missing`, `schema.field_invalid` with a dotted path,
-            or `schema.too_large` past `MAX_DEPTH`, `MAX_NODES`, `MAX_VALUES` or `MAX_TEXT`.
+            or `schema.too_large` past `MAX_DEPTH`, `MAX_NODES`, `MAX_VALUES`, `MAX_LISTED`
+            or `MAX_TEXT`.
     """
     if isinstance(value, All | AnyOf | Not | Condition):
         value = dump(value)
@@ -202,10 +205,10 @@ def _is_day(text: str) -> bool:
 
 
 class _Reader:
-    """Counts nodes over the whole tree, so that breadth is limited as well as depth."""
+    """Counts nodes and listed values over the whole tree, so that breadth is limited as well as depth."""
 
     def __init__(self) -> None:
-        self._nodes = 0
+        self._nodes = self._listed = 0
 
     def node(self, value: object, where: str, depth: int) -> Node:
         self._nodes += 1
@@ -216,7 +219,11 @@ class _Reader:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             raise Refused("schema.field_invalid", f"{where}: expected an object")
         if "field" in value:
-            return _condition(value, where)
+            condition = _condition(value, where)
+            self._listed += len(condition.value) if isinstance(condition.value, tuple) else 0
+            if self._listed > MAX_LISTED:
+                raise Refused("schema.too_large", f"cohort: more than {MAX_LISTED} values in its lists")
+            return condition
         if len(value) != 1:
             raise Refused("schema.field_invalid", f"{where}: expected one of all, any, not, or a field")
         ((key, inner),) = value.items()
@@ -241,7 +248,7 @@ class _Reader:
 
 def _condition(value: Mapping[str, object], where: str) -> Condition:
     field = value["field"]
-    if not isinstance(field, str) or not 0 < len(field) <= MAX_TEXT:
+    if not isinstance(field, str) or not 0 < len(field) <= MAX_TEXT or not field.isprintable():
         raise Refused("schema.field_invalid", f"{where}.field: expected the name of a catalogue field")
     operators = [key for key in value if key != "field"]
     unknown = next((key for key in operators if key not in _OPERATORS), None)

@@ -142,11 +142,9 @@ def form_after(name: str, form: Form, steps: tuple[Step, ...]) -> Form:
 
     Raises:
         Refused: `schema.transform` where a step doesn't fit what it is given or makes a record too large,
-            or where axes still differ between records at the end.
+            or where axes still differ between records after a resize, or at the end.
     """
     form = forms_through(name, form, steps)[-1]
-    if not form.settled:
-        raise Refused("schema.transform", f"{name}: its size differs between records; add a resize")
     _check_size(name, form)
     return form
 
@@ -156,14 +154,17 @@ def forms_through(name: str, form: Form, steps: tuple[Step, ...]) -> tuple[Form,
     forms = [form]
     for step in steps:
         forms.append(_after(name, forms[-1], step))
-        if step.kind in ("resize", "length"):  # what a later step would shrink again has to fit meanwhile
+        if step.kind in ("resize", "length"):
+            # What a later step would shrink again has to fit meanwhile, whichever the record: else a job
+            # could choose steps at which only the largest fall out, and compare cohorts with and without.
             _check_size(name, forms[-1])
     return tuple(forms)
 
 
 def _check_size(name: str, form: Form) -> None:
-    least = math.prod(side or 1 for side in form.shape) * ITEM_BYTES[form.dtype]
-    if least > MAX_RECORD_BYTES:
+    if not form.settled:
+        raise Refused("schema.transform", f"{name}: its size differs between records; resize all its axes")
+    if form.nbytes > MAX_RECORD_BYTES:
         raise Refused("schema.transform", f"{name}: a record has more than {MAX_RECORD_BYTES} bytes")
 
 

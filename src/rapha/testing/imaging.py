@@ -22,7 +22,7 @@ from rapha.node.datasets.pseudonyms import held_out
 from rapha.spec.dataset import DatasetManifest, Field, Provenance, Target
 from rapha.spec.imaging import DicomSource, DicomWebSource, Scope
 from rapha.spec.refusals import Refused
-from rapha.testing.head_ct import HEAD_CT, HEAD_PATIENT, head_slices, read_volume
+from rapha.testing.head_ct import HEAD_CT, HEAD_PATIENT, Volume, head_slices, read_volume
 from rapha.testing.hospital import Terms, Writer, describe
 
 DATASET: Final = "ct-or-not"
@@ -33,7 +33,6 @@ OPTED_OUT: Final = "204"
 CELL: Final = 3
 TEST_FRACTION: Final = 0.4
 _KEYS: Final = 4096
-_UIDS: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _LEAST_ROWS: Final = 32
 """pydicom's examples of a DICOMDIR are cut down to 16×16 pixels and show nothing."""
 
@@ -43,8 +42,7 @@ class Archive:
     """Image files below one folder.
 
     Attributes:
-        files: whose image each is; "" where it doesn't say, or has a malformed UID, so that no PACS could
-            give it out.
+        files: whose image each is; "" where it doesn't say.
         patients: patients with a labelled image, and the modalities of their images.
     """
 
@@ -59,6 +57,7 @@ def write_archive(folder: Path) -> Archive:
     Raises:
         FileExistsError: `folder` is there already.
         ModuleNotFoundError: pydicom is not installed.
+        Refused: `node.dataset_missing` for a head CT that is there and can't be read.
     """
     folder.mkdir(parents=True)
     patients: dict[str, set[str]] = {}
@@ -67,12 +66,12 @@ def write_archive(folder: Path) -> Archive:
         target = folder / source.parent.name / source.name
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(source.read_bytes())
-        patient = files[target] = about["PatientID"] if all(_valid(about[uid]) for uid in _UIDS) else ""
+        patient = files[target] = about["PatientID"]
         if patient and about["Modality"] in CODES:
             patients.setdefault(patient, set()).add(about["Modality"])
     if HEAD_CT.is_file():
         (folder / "head-ct").mkdir()
-        for number, data in enumerate(head_slices(read_volume())):
+        for number, data in enumerate(head_slices(_head_ct())):
             target = folder / "head-ct" / f"{number:03d}.dcm"
             target.write_bytes(data)
             files[target] = HEAD_PATIENT
@@ -82,11 +81,11 @@ def write_archive(folder: Path) -> Archive:
     return Archive(folder, files, {name: frozenset(found) for name, found in patients.items()})
 
 
-def _valid(uid: str) -> bool:
-    from pydicom import config
-    from pydicom.uid import UID
-
-    return UID(uid, validation_mode=config.IGNORE).is_valid
+def _head_ct() -> Volume:
+    try:
+        return read_volume()
+    except (OSError, ValueError) as error:
+        raise Refused("node.dataset_missing", str(error)) from None
 
 
 def _public_files() -> Iterator[tuple[Path, dict[str, str]]]:
@@ -98,7 +97,7 @@ def _public_files() -> Iterator[tuple[Path, dict[str, str]]]:
     from pydicom.errors import InvalidDicomError
 
     seen: set[str] = set()
-    wanted = [*_UIDS, "PatientID", "Modality", "Rows"]
+    wanted = ["SOPInstanceUID", "PatientID", "Modality", "Rows"]
     for path in sorted(p for root in _roots() for p in root.iterdir() if p.is_file()):
         try:
             with warnings.catch_warnings():
@@ -184,7 +183,7 @@ def _manifest(
         test_fraction=TEST_FRACTION,
         minimum_cell=CELL,
         salt=salt(patients),
-        provenance=_provenance(len(patients)),
+        provenance=_provenance(len(patients), HEAD_PATIENT in patients),
     )
 
 
@@ -205,17 +204,19 @@ FIELDS: Final = (
 )
 
 
-def _provenance(patients: int) -> Provenance:
+def _provenance(patients: int, head: bool) -> Provenance:
+    examples = "pydicom and pydicom-data: their test files"
+    made_up = "The head CT's identifiers were made up for the demo; the others" if head else "Identifiers"
     return Provenance(
-        source="invesalius-examples (Debian): one head CT; pydicom and pydicom-data: their test files",
-        licence="GPL-2 (InVesalius); MIT (pydicom, pydicom-data)",
+        source=f"invesalius-examples (Debian): one head CT; {examples}" if head else examples,
+        licence="GPL-2 (InVesalius); MIT (pydicom, pydicom-data)" if head else "MIT (pydicom, pydicom-data)",
         notes=(
             f"Only {patients} patients have a CT, MR or X-ray image: the minimum cell is lowered from 10 to "
             f"{CELL} for the demo. With so few, no metric says how well a model does elsewhere.",
-            "Public images of real patients. The head CT's identifiers were made up for the demo; the others "
-            "are as in the public files.",
-            "The test split is the same in every demo: the first in a row of keys that holds out at least "
-            f"{CELL} patients of each class, has each modality on both sides and trains on the head CT.",
+            f"Public images of real patients. {made_up} are as in the public files.",
+            "The test split is the same in every demo on the same images: the first in a row of keys that "
+            f"holds out at least {CELL} patients of each class and has each modality on both sides"
+            + (", and trains on the head CT." if head else "."),
             "CT values are Hounsfield units and the others are not, so that a model may tell CT by the value "
             "of air alone.",
         ),

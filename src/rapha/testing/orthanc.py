@@ -149,8 +149,12 @@ def _start(folder: Path, users: dict[str, str]) -> tuple[subprocess.Popen[bytes]
             )
         user = next(iter(users.items()), None)
         server = Orthanc(f"http://{_HOST}:{port}{_ROOT}", port, child.pid, log, user)
-        if _ready(child, server):
-            return child, server
+        try:
+            if _ready(child, server):
+                return child, server
+        except BaseException:  # stopped while waiting: nobody else knows of it yet
+            _kill(child)
+            raise
         _kill(child)
     raise Refused("node.internal", f"Orthanc does not start: {log.read_text(errors='replace')[-500:]}")
 

@@ -106,13 +106,20 @@ def test_a_list_may_name_people_who_are_not_here() -> None:
 
 @pytest.mark.parametrize(
     ("listed", "patient"),
-    [("mrn-7", "MRN-7"), ("007", "7"), ("7", "007"), ("MRN 7", "MRN-7"), ("ＭＲＮ7", "MRN-7")],
+    [
+        *[("mrn-7", "MRN-7"), ("007", "7"), ("7", "007"), ("MRN 7", "MRN-7"), ("ＭＲＮ7", "MRN-7")],
+        *[("MRN007", "MRN7"), ("MRN-7", "MRN-0007"), ("٠٧", "7"), ("MRN7", "MRN۰۷")],
+    ],
 )
 def test_a_withdrawal_that_would_silently_not_apply_refuses(listed: str, patient: str) -> None:
     with pytest.raises(Refused) as refused:
         match_opt_outs(frozenset({listed}), [patient, "other"])
     assert refused.value.code == "node.dataset_invalid"
     assert listed not in refused.value.detail and patient not in refused.value.detail.split()
+
+
+def test_zeros_within_a_number_tell_patients_apart() -> None:
+    assert match_opt_outs(frozenset({"MRN17"}), ["MRN107", "MRN170", "other"]) == frozenset()
 
 
 def test_an_exact_line_beside_a_similar_patient_is_fine() -> None:

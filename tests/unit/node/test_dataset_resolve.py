@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rapha.node.datasets.pseudonyms import held_out
 from rapha.node.datasets.resolve import OPTED_OUT, Cell, Funnel, Selection, after_preparation, resolve
 from rapha.node.sources.filter import Column, matches
-from rapha.node.sources.interface import Array, Index, Mask, Quarantine, Rendered, Sink
+from rapha.node.sources.interface import Array, Aside, Index, Mask, Quarantine, Rendered, Sink
 from rapha.spec import cohort
 from rapha.spec.cohort import Node
 from rapha.spec.dataset import DatasetManifest
@@ -31,6 +31,10 @@ class Table:
 
     def select(self, cohort: Node) -> Mask:
         return matches(cohort, {"x": self.x}, len(self.x.values))
+
+    @property
+    def aside(self) -> tuple[Aside, ...]:
+        return ()
 
     @property
     def rendered(self) -> tuple[str, ...]:

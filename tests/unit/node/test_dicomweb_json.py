@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
 
-from rapha.node.sources.imaging.assemble import Elsewhere, assembled, trimmed
+from rapha.node.sources.imaging.assemble import NEEDED, Elsewhere, assembled
 from rapha.node.sources.imaging.dicomjson import data_sets, items_at, values_at
 from rapha.node.sources.imaging.multipart import Malformed
 from rapha.node.sources.interface import Quarantine
@@ -226,7 +226,11 @@ ATTRIBUTES = st.fixed_dictionaries(
 
 
 @settings(max_examples=200)
-@given(st.dictionaries(st.sampled_from(sorted(trimmed(IMAGE.header()))), ATTRIBUTES | ANY_JSON, max_size=4))
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(NEEDED & IMAGE.header().keys())), ATTRIBUTES | ANY_JSON, max_size=4
+    )
+)
 def test_any_metadata_make_a_file_or_are_unusable(changes: dict[str, Any]) -> None:
     header = json.loads(json.dumps({**IMAGE.header(), **changes}))
     with contextlib.suppress(Unusable, Elsewhere):
@@ -241,3 +245,38 @@ def test_numbers_survive(number: float) -> None:
     start = data.index(struct.pack("<HH2s", 0x0028, 0x1052, b"DS"))
     (length,) = struct.unpack_from("<H", data, start + 6)
     assert float(data[start + 8 : start + 8 + length]) == number
+
+
+@pytest.mark.parametrize("tag", ["52009229", "00283000", "00281053", "00281201"])
+@pytest.mark.parametrize("vr", ["SQ", "UN", "OW", "DS"])
+def test_a_value_that_is_only_linked_to_is_not_taken_for_none(tag: str, vr: str) -> None:
+    linked = {**IMAGE.header(), tag: {"vr": vr, "BulkDataURI": "file:///etc/passwd"}}
+    with pytest.raises(Elsewhere):
+        assembled(linked, memoryview(IMAGE.pixels), NATIVE, None)
+
+
+@pytest.mark.parametrize(
+    ("photometric", "planar", "stored", "usable"),
+    [("RGB", 0, None, True), ("RGB", 1, None, False), ("YBR_FULL", 0, None, False),
+     ("YBR_FULL_422", 0, "1.2.840.10008.1.2.4.50", False), ("RGB", 1, RLE, False), ("RGB", 1, NATIVE, True)],
+)  # fmt: skip
+def test_colours_that_were_unpacked_on_the_way(
+    photometric: str, planar: int, stored: str | None, usable: bool
+) -> None:
+    header = {
+        **IMAGE.header(),
+        "00280002": {"vr": "US", "Value": [3]},
+        "00280004": {"vr": "CS", "Value": [photometric]},
+        "00280006": {"vr": "US", "Value": [planar]},
+        **({"00083002": {"vr": "UI", "Value": [stored]}} if stored else {}),
+    }
+    with contextlib.nullcontext() if usable else pytest.raises(Elsewhere):
+        assembled(header, memoryview(bytes(96)), NATIVE, None)
+
+
+def test_only_what_is_needed_stays_in_memory() -> None:
+    content = json.dumps([IMAGE.header()] * 2).encode()
+    assert (
+        list(data_sets(content, frozenset(("00080018", "00080019"))))
+        == [{"00080018": {"vr": "UI", "Value": [IMAGE.sop]}}] * 2
+    )

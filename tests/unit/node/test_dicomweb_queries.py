@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,10 @@ from rapha.node.sources.dicomweb import DicomWebSource
 from rapha.node.sources.imaging import qido
 from rapha.node.sources.imaging.http import Pacs as Client
 from rapha.node.sources.imaging.http import Target
-from rapha.node.sources.imaging.qido import MAX_DAYS, Finder, OfDays, OfPatient, OfStudy, Study, searches
+from rapha.node.sources.imaging.narrow import MAX_DAYS, OfDays, OfPatient, OfStudy, searches
+from rapha.node.sources.imaging.qido import Finder, Study
 from rapha.node.sources.imaging.wire import Limits
-from rapha.node.sources.interface import Surroundings
+from rapha.node.sources.interface import Quarantine, Surroundings
 from rapha.spec import imaging
 from rapha.spec.imaging import Scope
 from rapha.spec.refusals import Refused
@@ -63,7 +66,7 @@ def test_studies_that_are_none(uid: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "\t", "*", "?", "A*", "A?B", "A\\B", "A\nB", "A\0", "A" * 65, "\u2003"]
+    "text", ["", " ", "\t", "*", "?", "A*", "A?B", "A\\B", "A,B", "A\nB", "A\0", "A" * 65, "\u2003"]
 )
 def test_patients_that_would_be_many(text: str) -> None:
     with pytest.raises(Refused) as refused:
@@ -133,6 +136,8 @@ def test_every_search_carries_a_key(tmp_path: Path) -> None:
     [
         (b"P1\n*\n", "node.query_broad"), (b"", "node.query_broad"), (b"\n \n", "node.query_broad"),
         (b"P?\n", "node.query_broad"), (b"P1\x00P2\n", "node.dataset_invalid"),
+        (b"P1\x0bP2\n", "node.dataset_invalid"), (b"P1\xc2\x85P2\n", "node.dataset_invalid"),
+        ("\u00a0P1".encode(), "node.dataset_invalid"), (b"P1,P2\n", "node.query_broad"),
         (b"\xff\n", "node.dataset_invalid"), (b"e\xcc\x81\n", "node.dataset_invalid"),
         (b"A" * 100, "node.query_broad"),
     ],
@@ -166,13 +171,13 @@ def test_a_study_of_someone_else(name: str, tmp_path: Path) -> None:
                 finds.studies(OfPatient("P1"))
             assert refused.value.code == "node.dataset_invalid"
         else:
-            assert [study.uid for study in finds.studies(OfPatient("P1"))] == ["1.2.1"]
+            assert [study.uid for study in finds.studies(OfPatient("P1"))[0]] == ["1.2.1"]
 
 
 def test_a_study_of_another_day(tmp_path: Path) -> None:
     late = [Image("1.2.4", "1.2.4.1", "1.2.4.1.1", day="20240108")]
     with pacs(IMAGES) as server, finder(server, tmp_path) as finds:
-        assert [study.uid for study in finds.studies(DAYS)] == ["1.2.1"]
+        assert [study.uid for study in finds.studies(DAYS)[0]] == ["1.2.1"]
     unfiltered = Trouble(lambda _, answer: type(answer)(200, answer.kind, _listed(late)), "/studies?")
     with pacs(IMAGES, unfiltered) as server, finder(server, tmp_path) as finds, pytest.raises(Refused) as no:
         finds.studies(DAYS)
@@ -219,3 +224,101 @@ def test_a_modality_that_was_not_asked_for_is_no_part_of_the_dataset(tmp_path: P
 
     with pacs(both, Trouble(whatever, "instances?")) as server:
         assert opened(server, tmp_path, scope) == {"1.2.1.1.1": 0}
+
+
+BAD = ["not-a-uid", "1.2." + "3" * 70, "1..2", "", "1.2/../3"]
+
+
+@pytest.mark.parametrize("uid", BAD)
+@pytest.mark.parametrize("which", ["study", "series", "sop"])
+def test_a_malformed_uid_costs_what_has_it(which: str, uid: str, tmp_path: Path) -> None:
+    bad = replace(Image("1.2.9", "1.2.9.1", "1.2.9.1.1", day="20240101"), **{which: uid})
+    scope = {"modality": "CT", "since": "2024-01-01", "until": "2024-01-01"}
+    with pacs([IMAGES[0], bad]) as server:
+        told = opened(server, tmp_path, scope)
+    assert told.pop(IMAGES[0].sop) == Quarantine.NONE
+    (name,) = told
+    assert told[name] == Quarantine.UID_MISSING
+    assert not uid or name == (bad.sop if which == "series" else uid)
+
+
+def test_an_image_that_is_there_twice_costs_that_image(tmp_path: Path) -> None:
+    again = [replace(IMAGES[0], series="1.2.1.2"), replace(IMAGES[0], sop="1.2.1.1.2")]
+    with pacs([IMAGES[0], *again]) as server:
+        told = opened(server, tmp_path, {"studies": ["1.2.1"]})
+    assert told == {IMAGES[0].sop: Quarantine.DUPLICATE, "1.2.1.1.2": Quarantine.NONE}
+
+
+def test_a_study_of_two_patients(tmp_path: Path) -> None:
+    both = [IMAGES[0], replace(IMAGES[0], sop="1.2.1.1.2", patient="P2")]
+
+    def listed(request: Any, answer: Any) -> Any:
+        asked = [one for one in both if request.seen.asked("PatientID") == [one.patient]]
+        start = int(request.seen.asked("offset")[0])
+        return type(answer)(200, answer.kind, _listed(asked[start:]))
+
+    for group, reason in (("P1\nP2", Quarantine.NONE), ("P1", Quarantine.CHANGED)):
+        (tmp_path / "group").write_text(group)
+        with pacs(both, Trouble(listed, "/studies?")) as server:
+            told = opened(server, tmp_path, {"patients": "group"})
+        assert told == {IMAGES[0].sop: Quarantine.NONE, "1.2.1.1.2": reason}
+
+
+def test_a_server_that_ignores_case_widens_nothing(tmp_path: Path) -> None:
+    both = [replace(IMAGES[0], patient="a-1"), replace(IMAGES[1], patient="A-1")]
+    (tmp_path / "group").write_text("A-1")
+
+    def whatever(request: Any, answer: Any) -> Any:
+        first = request.seen.asked("offset") == ["0"]
+        return type(answer)(200, answer.kind, _listed(both) if first else b"[]")
+
+    with pacs(both, Trouble(whatever, "/studies?")) as server:
+        assert opened(server, tmp_path, {"patients": "group"}) == {IMAGES[1].sop: Quarantine.NONE}
+
+
+@pytest.mark.parametrize(
+    ("day", "reason"),
+    [
+        ("", Quarantine.VALUE_MISSING),
+        ("2024.01.01", Quarantine.FILE_INVALID),
+        ("20240101x", Quarantine.FILE_INVALID),
+    ],
+)
+def test_an_image_without_the_date_that_was_asked_for(day: str, reason: Quarantine, tmp_path: Path) -> None:
+    scope = {"modality": "CT", "since": "2024-01-01", "until": "2024-01-01"}
+    undated = replace(IMAGES[0], day=day)
+    metadata = Trouble(lambda _, answer: type(answer)(200, answer.kind, _listed([undated])), "/metadata")
+    with pacs(IMAGES, metadata) as server:
+        assert opened(server, tmp_path, scope) == {IMAGES[0].sop: reason}
+
+
+def test_a_volume_without_one_of_its_slices_is_none(tmp_path: Path) -> None:
+    slices = [Image("1.2.1", "1.2.1.1", f"1.2.1.1.{n}") for n in range(3)]
+    whole = Image("1.2.1", "1.2.1.2", "1.2.1.2.1")
+    short = Trouble(lambda _, answer: type(answer)(200, answer.kind, _listed(slices[:2])), "1.2.1.1/metadata")
+    around = Surroundings(tmp_path, 1, lambda _what, _done, _of: None)
+    with pacs([*slices, whole], short) as server:
+        scope = {"url": server.url, "scope": {"studies": ["1.2.1"]}, "record": "series"}
+        described = manifest(scope, (0, 0, 0))
+        with contextlib.closing(DicomWebSource(QUICK).open(described, around)) as records:
+            told = dict(zip(records.index.locators, records.index.quarantine.tolist(), strict=True))
+    lost = Quarantine.TRANSFER_FAILED
+    assert told == {slices[0].sop: lost, slices[2].sop: lost, whole.series: Quarantine.NONE}
+
+
+def test_a_refusal_does_not_wait_for_calls_that_nobody_needs(tmp_path: Path) -> None:
+    over = threading.Event()
+
+    def stuck() -> Iterator[bytes]:
+        yield b"["
+        over.wait(30)
+
+    slow = Trouble(lambda _, answer: type(answer)(200, answer.kind, stuck()), "1.2.2/instances")
+    broken = Trouble(TROUBLES["not JSON"], "1.2.1/instances")
+    around = Surroundings(tmp_path, 1, lambda _what, _done, _of: None)
+    with pacs(IMAGES, slow, broken) as server:
+        described = manifest({"url": server.url, "scope": {"studies": ["1.2.1", "1.2.2"]}})
+        with pytest.raises(Refused):
+            DicomWebSource(Limits(call_s=60.0, idle_s=60.0)).open(described, around)
+        assert not over.is_set() and not [t for t in threading.enumerate() if t.name.startswith("ahead")]
+        over.set()

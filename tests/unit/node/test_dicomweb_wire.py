@@ -14,10 +14,10 @@ from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
-import httpcore
 import pytest
 
 from rapha.evidence.keys import write_private
+from rapha.node.sources.imaging import wire
 from rapha.node.sources.imaging.http import Pacs, Target
 from rapha.node.sources.imaging.wado import Breaker
 from rapha.node.sources.imaging.wire import Deadline, Failed, Fault, Limits, login
@@ -203,22 +203,94 @@ def test_no_proxy_netrc_or_key_log_is_believed(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "10.0.0.1", "::ffff:10.0.0.1", "0.0.0.0", "fe80::1"])
 def test_without_tls_only_this_machine(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Elsewhere(httpcore.NetworkStream):
-        closed = False
+    def found(*_: object, **__: object) -> Any:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80))]
 
-        def get_extra_info(self, info: str) -> Any:
-            return (address, 80)
-
-        def close(self) -> None:
-            Elsewhere.closed = True
-
-    monkeypatch.setattr(httpcore.SyncBackend, "connect_tcp", lambda *_, **__: Elsewhere())
+    connected: list[object] = []
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+    monkeypatch.setattr(socket, "create_connection", lambda *to, **_: connected.append(to))
     assert fault_of("http://localhost/dicom-web", tmp_path) is Fault.UNTRUSTED
-    assert Elsewhere.closed
+    assert not connected
+
+
+def test_a_resolver_that_hangs_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    over, asked = threading.Event(), itertools.count()
+
+    def hangs(*_: object, **__: object) -> Any:
+        next(asked)
+        over.wait(30)
+        raise OSError
+
+    before = threading.active_count()
+    monkeypatch.setattr(socket, "getaddrinfo", hangs)
+    try:
+        for _ in range(12):
+            assert (
+                fault_of("https://pacs.example/", tmp_path, Limits(0.05, 0.02, attempts=1)) is Fault.TOO_SLOW
+            )
+        assert threading.active_count() - before == next(asked) <= 8
+        assert all(t.daemon for t in threading.enumerate() if t.name == "resolve")
+    finally:
+        over.set()
+        for thread in [t for t in threading.enumerate() if t.name == "resolve"]:
+            thread.join()
+
+
+def test_the_next_address_where_one_is_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pacs(IMAGES) as server, client(server.url.replace("127.0.0.1", "localhost"), tmp_path) as opened:
+        monkeypatch.setattr(wire, "addresses", lambda *_: ("127.0.0.9", "127.0.0.1"))
+        assert opened.get(STUDIES, JSON, 2**20).kind is not None
+
+
+def test_an_ipv6_host_is_named_in_brackets(tmp_path: Path) -> None:
+    heads: list[bytes] = []
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as bound:
+
+        def serve() -> None:
+            connection, _ = bound.accept()
+            with connection:
+                heads.append(connection.recv(65536))
+                connection.sendall(OK + b"Content-Length: 2\r\n\r\n[]")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"http://[::1]:{bound.getsockname()[1]}"
+        with client(url, tmp_path) as opened:
+            opened.get(STUDIES, JSON, 2**20)
+        thread.join()
+    assert f"Host: {url.removeprefix('http://')}\r\n".encode() in heads[0]
+
+
+def test_closing_ends_the_calls_of_others(tmp_path: Path) -> None:
+    slow = Limits(call_s=60.0, idle_s=60.0, attempts=4)
+    begun = threading.Event()
+
+    class Begun:
+        def __iter__(self) -> Iterator[bytes]:
+            begun.set()
+            yield OK + b"\r\n"
+            while True:
+                threading.Event().wait(0.02)
+                yield b""
+
+    with listener(Begun()) as url, ThreadPoolExecutor(1) as executor:
+        with client(url, tmp_path, slow) as opened:
+            call = executor.submit(opened.get, STUDIES, JSON, 2**20)
+            assert begun.wait(10)
+        assert isinstance(call.exception(10), Failed)
 
 
 @pytest.mark.parametrize(
-    "url", ["https://pacs:0x50/", "https://pacs:70000/", "https://:443/", "https://pacs:port/"]
+    "url",
+    [
+        "https://pacs:0x50/",
+        "https://pacs:70000/",
+        "https://:443/",
+        "https://pacs:port/",
+        "https://a..b/",
+        "https://.pacs/",
+        "https://" + "x" * 64 + ".example/",
+    ],
 )
 def test_urls_that_name_nobody(url: str, tmp_path: Path) -> None:
     with pytest.raises(Refused) as refused:

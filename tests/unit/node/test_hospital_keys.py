@@ -88,6 +88,19 @@ def _kept_folder_open(ring: KeyRing) -> None:
     (ring.folder / KEPT).chmod(0o777)
 
 
+def _kept_is_a_file(ring: KeyRing) -> None:
+    (ring.folder / KEPT).write_text("")
+
+
+def _kept_leads_nowhere(ring: KeyRing) -> None:
+    (ring.folder / KEPT).symlink_to("nowhere")
+
+
+def _empty_kept_folder_open(ring: KeyRing) -> None:
+    (ring.folder / KEPT).mkdir()
+    (ring.folder / KEPT).chmod(0o777)
+
+
 def _open(ring: KeyRing) -> None:
     (ring.folder / CURRENT).chmod(0o644)
 
@@ -110,10 +123,11 @@ def _folder_gone(ring: KeyRing) -> None:
     ring.folder.rmdir()
 
 
-BROKEN = [_others_may_write, _group_may_write, _kept_folder_open, _open, _linked, _zeros, _gone, _folder_gone]
+KEPT_BROKEN = [_kept_folder_open, _kept_is_a_file, _kept_leads_nowhere, _empty_kept_folder_open]
+BROKEN = [_others_may_write, _group_may_write, _open, _linked, _zeros, _gone, _folder_gone]
 
 
-@pytest.mark.parametrize("spoil", BROKEN)
+@pytest.mark.parametrize("spoil", [*BROKEN, *KEPT_BROKEN])
 def test_an_unsafe_ring_gives_no_key_and_rotates_to_none(
     ring: KeyRing, spoil: Callable[[KeyRing], None]
 ) -> None:
@@ -124,9 +138,11 @@ def test_an_unsafe_ring_gives_no_key_and_rotates_to_none(
             use()
         assert refused.value.code == "node.key_unsafe"
         assert before.secret.hex() not in str(refused.value)
+    kept = ring.folder / KEPT
+    assert spoil is not _empty_kept_folder_open or not list(kept.iterdir()), "no key where others may write"
 
 
-@pytest.mark.parametrize("spoil", [s for s in BROKEN if s is not _kept_folder_open])
+@pytest.mark.parametrize("spoil", BROKEN)
 def test_a_node_with_an_unsafe_key_does_not_start(tmp_path: Path, spoil: Callable[[KeyRing], None]) -> None:
     init(tmp_path / "node", CONFIG)
     keys = tmp_path / "node" / "keys"

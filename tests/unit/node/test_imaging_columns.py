@@ -169,6 +169,13 @@ def test_records_decide_which_pixels_there_are() -> None:
             planned(one, dicoms.pixels((0, 4, 4)), record="series")
 
 
+def test_a_label_of_an_image_is_none_of_its_series() -> None:
+    table = TABLE.model_copy(update={"key": "SOPInstanceUID"})
+    planned(labels=table)
+    with pytest.raises(Refused, match="none of its series"):
+        planned(dicoms.pixels((0, 4, 4)), record="series", labels=table)
+
+
 def test_only_what_is_needed_is_read() -> None:
     assert planned().setup.wanted == ("BurnedInAnnotation",)
     assert "PatientBirthDate" in planned(field("@age_band", "string")).setup.wanted
@@ -261,9 +268,10 @@ def test_times_are_parts_of_a_day(path: str, stored: str, days: float | None) ->
 
 
 def test_dates_are_selected_as_days_of_the_calendar() -> None:
-    images = [instance(0), instance(1, StudyDate="19691231"), instance(2, StudyDate="20200230")]
+    stored = ["19691231", "20200230", "20200101-20210101", "20200101x", "20200101\n"]
+    images = [instance(0), *(instance(n, StudyDate=value) for n, value in enumerate(stored, 1))]
     values, valid = held(field("StudyDate", "date"), *images)
-    assert values[:2] == [18262, -1] and valid == [True, True, False]
+    assert values[:2] == [18262, -1] and valid == [True, True, False, False, False, False]
 
 
 @pytest.mark.parametrize(
@@ -323,10 +331,10 @@ def test_identifiers_come_as_they_are_for_whoever_makes_pseudonyms() -> None:
 
 
 def test_labels_are_joined_by_their_key() -> None:
-    images = [instance(n, AccessionNumber=v) for n, v in enumerate(["A1", "A2", None])]
-    labels = Labels("AccessionNumber", {"f": {"A1": 1.0}})
+    images = [instance(n, AccessionNumber=v) for n, v in enumerate(["A1", "A2", None, ("A1", "A3")])]
+    labels = Labels("AccessionNumber", {"f": {"A1": 1.0, "None": 1.0, "('A1', 'A3')": 1.0}})
     values, valid = held(field("outcome", label=True), *images, labels=labels)
-    assert values[0] == 1.0 and valid == [True, False, False]
+    assert values[0] == 1.0 and valid == [True, False, False, False]
 
 
 def test_what_is_lost_has_no_values() -> None:

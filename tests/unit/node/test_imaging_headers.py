@@ -14,7 +14,7 @@ from pydicom.data import get_testdata_file
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.multival import MultiValue
 
-from rapha.node.sources.imaging import attributes, headers, walk
+from rapha.node.sources.imaging import attributes, headers, planes, walk
 from rapha.node.sources.imaging.attributes import Decoder, Instance, value_of
 from rapha.node.sources.imaging.values import values_of
 from rapha.node.sources.interface import Quarantine
@@ -74,6 +74,17 @@ def with_element(element: bytes, image: Image | None = None) -> bytes:
     data = dicoms.stored(image or Image())
     at = data.index(struct.pack("<HH", 0x7FE0, 0x0010))
     return data[:at] + element + data[at:]
+
+
+def sequence(tag: int, inner: bytes) -> bytes:
+    return explicit(tag, b"SQ", struct.pack("<HHI", 0xFFFE, 0xE000, len(inner)) + inner)
+
+
+def with_frame(vr: bytes, position: bytes) -> bytes:
+    """An image of one frame, whose functional group says in `vr` where it lies."""
+    place = sequence(0x00209113, explicit(0x00200032, vr, position))
+    place += sequence(0x00209116, explicit(0x00200037, b"DS", b"1\\0\\0\\0\\1\\0 "))
+    return with_element(sequence(0x52009230, place))
 
 
 def nested(depth: int) -> bytes:
@@ -140,9 +151,40 @@ def test_what_every_header_is_read_for_is_as_in_the_dictionary() -> None:
 def test_frames_of_an_enhanced_image_have_places() -> None:
     image = dicoms.enhanced(Image(), [0.0, 2.0, 4.5])
     found = read(dicoms.encoded(image))
-    assert found.frames == 3 and found.places == (0.0, 2.0, 4.5)
+    assert found.frames == 3 and found.places == (0.0, 2.0, 4.5) and found.orientation == dicoms.AXIAL
     image.PerFrameFunctionalGroupsSequence[1].PlanePositionSequence[0].ImagePositionPatient = None
     assert read(dicoms.encoded(image)).places == ()
+
+
+@pytest.mark.parametrize(
+    ("vr", "position", "expected"),
+    [
+        (b"DS", b"1\\2\\3 ", (3.0,)),
+        (b"UN", b"1\\2\\3 ", (3.0,)),
+        (b"FD", struct.pack("<3d", 1, 2, 3), (3.0,)),
+        (b"DS", b"1\\2\\1e308 ", ()),
+        (b"DS", b"1\\2 ", ()),
+        (b"LO", b"a\\b\\c ", None),
+        (b"LO", b"nan\\1\\2 ", None),
+        (b"DS", b"\\1\\2\\3", None),
+    ],
+)
+def test_a_frames_place_is_three_numbers(
+    vr: bytes, position: bytes, expected: tuple[float, ...] | None
+) -> None:
+    data = with_frame(vr, position)
+    if expected is None:
+        assert verdict(data) is Quarantine.FILE_INVALID
+    else:
+        assert read(data).places == expected
+
+
+def test_bytes_of_unknown_order_are_no_number() -> None:
+    data = dicoms.stored(Image(syntax=walk.BIG_ENDIAN))
+    rows = struct.pack(">HH2sHH", 0x0028, 0x0010, b"US", 2, 16)
+    assert rows in data
+    unknown = struct.pack(">HH2sHIH", 0x0028, 0x0010, b"UN", 0, 2, 16)
+    assert verdict(data.replace(rows, unknown)) is Quarantine.FILE_INVALID
 
 
 @pytest.mark.parametrize(
@@ -180,7 +222,10 @@ def test_identifiers_are_compared_as_text_and_never_guessed(
     [
         (b"DS", b"1.5\\-2e1 ", (1.5, -20.0)),
         (b"IS", b" +7 ", (7.0,)),
-        (b"DS", b"\\1\\ ", (1.0,)),
+        (b"DS", b"1\\ ", (1.0,)),
+        (b"DS", b"\\1\\ ", Quarantine.FILE_INVALID),
+        (b"IS", b"1\\\\2 ", Quarantine.FILE_INVALID),
+        (b"UV", struct.pack("<Q", 2**53 + 1), Quarantine.FILE_INVALID),
         (b"US", b"\x01\0\x02\0", (1.0, 2.0)),
         (b"FD", struct.pack("<d", 0.25), (0.25,)),
         (b"LO", b" a \\b", ("a", "b")),
@@ -212,6 +257,11 @@ def test_values_are_what_the_standard_says_or_nothing(
         assert unusable.quarantine is expected
 
 
+def with_delimiter(data: bytes) -> bytes:
+    at = data.index(struct.pack("<HHI", 0x0010, 0x0020, 4))
+    return data[:at] + struct.pack("<HHI", 0xFFFE, 0xE00D, 0) + data[at:]
+
+
 GOOD = dicoms.stored(Image())
 DATA_SET = GOOD.index(struct.pack("<HH2s", 8, 0x16, b"UI"))
 LONG_TEXT = explicit(0x00081030, b"UT", b"x" * 100_000)
@@ -239,6 +289,18 @@ BAD = {
     "minus one frame": (dicoms.stored(Image(more={"NumberOfFrames": -1})), Quarantine.FILE_INVALID),
     "half a frame": (with_element(b"").replace(b"2.5 ", b"2.x "), Quarantine.FILE_INVALID),
     "a patient twice": (with_element(explicit(0x00100020, b"LO", b"P002")), Quarantine.FILE_INVALID),
+    "a syntax twice": (
+        GOOD[:DATA_SET] + explicit(0x00020010, b"UI", b"1.2.840.10008.1.2\0") + GOOD[DATA_SET:],
+        Quarantine.FILE_INVALID,
+    ),
+    "a delimiter of no sequence": (
+        GOOD[:DATA_SET] + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0) + GOOD[DATA_SET:],
+        Quarantine.FILE_INVALID,
+    ),
+    "a delimiter of no sequence, implicit": (
+        with_delimiter(dicoms.stored(Image(syntax=walk.IMPLICIT))),
+        Quarantine.FILE_INVALID,
+    ),
     "a VR that isn't one": (with_element(explicit(0x00400275, b"ZZ", b"")), Quarantine.FILE_INVALID),
     "a number as text": (with_element(explicit(0x00280103, b"LO", b"no")), Quarantine.NONE),
     "nested 15 deep": (with_element(nested(15)), Quarantine.NONE),
@@ -319,6 +381,11 @@ REPLY = reply_to(GOOD).decode()
         REPLY.replace("[1,16,16,1,0]", "[1,16,16,1,99]"),
         REPLY.replace("[1,16,16,1,0]", "[true,16,16,1,0]"),
         REPLY.replace("[1,16,16,1,0]", "[1.5,16,16,1,0]"),
+        REPLY.replace("[1,16,16,1,0]", "[1,65536,16,1,0]"),
+        REPLY.replace("[1,16,16,1,0]", "[1,16,-1,1,0]"),
+        REPLY.replace("[1,16,16,1,0]", f"[1,16,16,{'9' * 400},0]"),
+        REPLY.replace('["2.25.', '["2.25:'),
+        REPLY.replace('"P001"', '"\\ud800"'),
         REPLY.replace('"CT"', "1"),
         REPLY.replace('"CT"', '"' + "x" * 20_000 + '"'),
         REPLY.replace("[0.0,0.0,0.0]", "[0.0,0.0]"),
@@ -354,4 +421,4 @@ def test_equal_values_are_held_once() -> None:
     ],
 )
 def test_a_normal_needs_a_plane(orientation: tuple[float, ...], expected: tuple[float, ...] | None) -> None:
-    assert attributes.normal_of(orientation) == expected
+    assert planes.normal_of(orientation) == expected

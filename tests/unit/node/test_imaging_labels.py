@@ -86,6 +86,20 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str,
     assert refused.value.code == "node.dataset_invalid" and "P1" not in str(refused.value.detail)
 
 
+def test_an_integer_that_a_column_can_not_hold_is_refused(tmp_path: Path) -> None:
+    whole = Field(name="outcome", path="outcome", dtype="int64", label=True)
+    for number, fits in ((2**53, True), (-(2**53) - 1, False)):
+        outcome = pa.array([number, None, 0], pa.int64())
+        manifest = write(tmp_path, **{**COLUMNS, "outcome": outcome})
+        if fits:
+            found = labels.read(manifest, (whole,), tmp_path)
+            assert found is not None and found.of["outcome"] == {"P1": number, "P3": 0}
+        else:
+            with pytest.raises(Refused, match="past 2\\^53"):
+                labels.read(manifest, (whole,), tmp_path)
+        (tmp_path / "labels" / "l.parquet").unlink()
+
+
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"PAR1" + bytes(100) + b"PAR1", b"not a table"])
 def test_what_is_no_parquet_is_refused(tmp_path: Path, data: bytes) -> None:
     manifest = put(tmp_path, data)

@@ -138,13 +138,27 @@ def test_frames_are_records_of_their_own() -> None:
         Field(name="z", path="@slice_position", dtype="float64"),
         Field(name="part", path="@slice_fraction", dtype="float64"),
     )
-    many = image(1, frames=3, places=(1.0, 2.0, 5.0), position=None, orientation=None)
+    many = image(1, frames=3, places=(1.0, 2.0, 5.0), position=None)
     records = formed(dicoms.manifest(dicoms.pixels(), *fields), many)
     assert records.index.locators == ["1.2.1:1", "1.2.1:2", "1.2.1:3"]
     read = records.read(np.array([2, 0]))
     assert {name: np.asarray(value).tolist() for name, value in read.items()} == {
         "n": [3, 1], "z": [5.0, 1.0], "part": [1.0, 0.0],
     }  # fmt: skip
+
+
+SAGITTAL = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
+
+
+@pytest.mark.parametrize("changes", [{"orientation": SAGITTAL}, {"frame_of_reference": "1.9.2"}])
+def test_a_series_of_stacks_that_do_not_compare_has_no_fractions(changes: dict[str, Any]) -> None:
+    part = Field(name="part", path="@slice_fraction", dtype="float64")
+    stacks = [
+        image(1, frames=2, places=(0.0, 5.0), position=None),
+        image(2, frames=2, places=(90.0, 95.0), position=None, **changes),
+    ]
+    records = formed(dicoms.manifest(dicoms.pixels(), part), *stacks)
+    assert verdicts(records) == [Quarantine.VALUE_MISSING] * 4
 
 
 def test_an_image_that_can_not_be_used_is_one_record_however_many_frames_it_claims() -> None:
@@ -176,6 +190,29 @@ def test_a_source_of_too_many_frames_is_refused() -> None:
         formed(FRAME, *(image(n, frames=65_536) for n in range(400)))
 
 
+def test_frames_that_are_only_promised_refuse_no_others() -> None:
+    empty = [image(n, frames=65_536, flaw=Quarantine.PIXELS_INVALID) for n in range(1, 400)]
+    assert verdicts(formed(FRAME, image(0), *empty)) == [Quarantine.NONE] + [Quarantine.PIXELS_INVALID] * 399
+
+
+def test_a_study_of_two_patients_is_nobodys() -> None:
+    images = [image(0), image(1, patient_id="p1"), image(2, patient_id=""), image(3, study_uid="1.8.2")]
+    records = formed(FRAME, *images)
+    assert verdicts(records) == [
+        Quarantine.PATIENT_INVALID, Quarantine.PATIENT_INVALID, Quarantine.PATIENT_MISSING, Quarantine.NONE,
+    ]  # fmt: skip
+    assert records.index.patients == ["", "", "", "P1"]
+
+
+def test_an_impostor_falls_out_and_leaves_the_study_alone() -> None:
+    images = [image(0), image(1), image(1, patient_id="P2", locator="x.dcm")]
+    assert verdicts(formed(FRAME, *images)) == [Quarantine.NONE, Quarantine.DUPLICATE, Quarantine.DUPLICATE]
+
+
+def test_an_identifier_that_can_not_be_read_is_never_told() -> None:
+    assert formed(FRAME, image(1, sop_uid="", patient_id="P\ufffd")).index.patients == [""]
+
+
 @pytest.mark.parametrize(
     ("images", "expected"),
     [
@@ -189,6 +226,7 @@ def test_a_source_of_too_many_frames_is_refused() -> None:
         ([image(0), image(1, position=(0.0, 0.0, 0.0))], Quarantine.GEOMETRY),
         ([image(0), image(1, frames=2)], Quarantine.GEOMETRY),
         ([image(0), image(1, rows=32)], Quarantine.SHAPE),
+        ([image(0), image(1, frame_of_reference="1.9.2")], Quarantine.GEOMETRY),
         ([image(0), image(1, patient_id="P2")], Quarantine.PATIENT_INVALID),
         ([image(0), image(1, study_uid="1.8.2")], Quarantine.UID_MISSING),
         ([image(0), image(1, flaw=Quarantine.PIXELS_INVALID)], Quarantine.PIXELS_INVALID),
@@ -226,7 +264,7 @@ def test_a_pet_slice_is_paired_with_the_nearest_ct() -> None:
         [pet(0, 0.0), pet(1, 4.0), image(0, study_uid="1.8.2")],
         [pet(0, 0.0), pet(1, 4.0), image(0, frame_of_reference="1.9.2")],
         [pet(0, 0.0, frame_of_reference=""), image(0, frame_of_reference="")],
-        [pet(0, 0.0), pet(1, 4.0), image(0, patient_id="P2")],
+        [pet(0, 0.0), pet(1, 4.0), image(0, patient_id="P2", study_uid="1.8.2")],
         [pet(0, 0.0), pet(1, 4.0), image(0, orientation=(1.0, 0.0, 0.0, 0.0, 0.0, 1.0))],
         [pet(0, 0.0, position=None), pet(1, 4.0, position=None), image(0)],
         [pet(0, 1.0), image(0)],
@@ -235,6 +273,26 @@ def test_a_pet_slice_is_paired_with_the_nearest_ct() -> None:
 def test_a_pet_slice_without_its_ct_falls_out(images: list[Instance]) -> None:
     found = verdicts(formed(PAIRS, *images))
     assert found == [Quarantine.PAIR_MISSING] * sum(one.modality == "PT" for one in images)
+
+
+def test_images_are_of_the_modality_that_they_say() -> None:
+    mixed = [pet(0, 0.0), pet(1, 4.0, modality="CT"), pet(2, 4.0)]
+    records = formed(PAIRS, *mixed, image(0), image(2))
+    assert verdicts(records) == [Quarantine.NONE] * 2
+    assert [one.locator for one in records.aside] == ["101.dcm"]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        pet(1, 4.0, frames=2, places=(4.0, 8.0)),
+        pet(1, 4.0, orientation=None),
+        pet(1, 4.0, position=None),
+    ],
+)
+def test_an_image_without_one_place_costs_only_its_own_pair(odd: Instance) -> None:
+    records = formed(PAIRS, pet(0, 0.0), odd, image(0), image(2), image(3, frames=2, places=(4.0, 8.0)))
+    assert verdicts(records) == [Quarantine.NONE, Quarantine.PAIR_MISSING]
 
 
 def test_one_ct_series_serves_a_pet_series() -> None:
@@ -277,4 +335,4 @@ def test_closing_drops_everything_and_may_be_repeated() -> None:
     records = formed(FRAME, image(1))
     records.close()
     records.close()
-    assert records.index.patients == [] and len(records.index.quarantine) == 0
+    assert records.index.patients == [] and len(records.index.quarantine) == 0 and not records.aside

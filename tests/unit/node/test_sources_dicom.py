@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rapha.node.datasets import control
+from rapha.node.datasets.opening import Sources
 from rapha.node.sources import tree
 from rapha.node.sources.dicom import DicomSource
 from rapha.node.sources.imaging.records import ImagingRecords
@@ -202,6 +204,34 @@ def test_copies_leave_one_and_impostors_none(mount: Mount) -> None:
     assert [(one.locator, one.reason) for one in records.aside] == [("copy.dcm", "copy")]
 
 
+def test_large_files_are_not_compared(mount: Mount) -> None:
+    for name in ("a.dcm", "b.dcm"):
+        os.truncate(mount.add(name, Image()), 2**31 + 1)
+    records = mount.open()
+    assert records.index.quarantine.tolist() == [Quarantine.DUPLICATE] * 2 and records.aside == ()
+
+
+def test_another_name_of_the_same_file_is_a_copy(mount: Mount) -> None:
+    os.link(mount.add("a.dcm", Image()), mount.pacs / "b.dcm")
+    records = mount.open()
+    assert [(one.locator, one.reason) for one in records.aside] == [("b.dcm", "copy")]
+
+
+def test_the_hospital_is_told_of_what_is_no_record(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    mount.add("good.dcm", Image())
+    for name in ("NOTES.txt", "x.txt"):
+        (mount.pacs / name).write_bytes(b"seen by radiology " * 10)
+    (mount.root / "opt-outs.txt").write_text("")
+    dicoms.seal(mount.pacs)
+    means = control.Means(workers=1, memory_bytes=0, shards="/")
+    manifest = dicoms.manifest()
+    ask = control.Describe(manifest=manifest, folder=str(mount.root), means=means)
+    monkeypatch.setattr(control, "MAX_FAULTS", 1)
+    told = Sources(lambda what, done, total: None).describe(ask)
+    assert (told.records, told.faults, told.set_aside) == (1, (), 2)
+    assert told.aside == (control.Fault(locator="NOTES.txt", reason="not-dicom"),)
+
+
 def test_a_tree_that_can_be_written_is_refused(mount: Mount) -> None:
     path = mount.add("a/b/0.dcm", Image())
     dicoms.seal(mount.pacs)
@@ -240,6 +270,40 @@ def test_a_read_only_mount_passes_and_another_below_it_is_asked(
     with pytest.raises(Refused) as refused:
         tree.walk("pacs", mount.root)
     assert refused.value.code == "node.dataset_writable"
+
+
+def test_a_writable_mount_of_the_same_device_is_found_below_a_read_only_one(
+    mount: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (mount.pacs / "hole").mkdir()
+    real, root = os.fstatvfs, mount.pacs.stat().st_ino
+
+    class Status:
+        def __init__(self, fd: int) -> None:
+            bound_again = os.fstat(fd).st_ino != root
+            self.f_flag = 0 if bound_again else real(fd).f_flag | os.ST_RDONLY
+
+    monkeypatch.setattr(os, "fstatvfs", Status)
+    with pytest.raises(Refused, match="hole can be written"):
+        tree.walk("pacs", mount.root)
+
+
+def test_a_folder_to_write_into_unseen_is_refused(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    dicoms.seal(mount.pacs)
+    mount.pacs.chmod(0o755)
+    (mount.pacs / "drop").mkdir()
+    (mount.pacs / "drop").chmod(0o333)
+    real = os.open
+
+    def shut(path: Any, *args: Any, **named: Any) -> int:
+        if path == "drop":
+            raise PermissionError
+        return real(path, *args, **named)
+
+    monkeypatch.setattr(tree, "read_only", lambda fd, folder, name: True)
+    monkeypatch.setattr(os, "open", shut)
+    with pytest.raises(Refused, match="drop can be written"):
+        tree.walk("pacs", mount.root)
 
 
 @pytest.mark.parametrize(
@@ -298,6 +362,21 @@ def test_a_tree_has_limits(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> Non
         mount.open()
 
 
+def test_entries_that_are_no_files_have_a_limit_too(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    mount.add("good.dcm", Image())
+    for number in range(3):
+        (mount.pacs / f"link{number}").symlink_to("good.dcm")
+    monkeypatch.setattr(tree, "MAX_FILES", 2)
+    with pytest.raises(Refused, match="more than 2 files, or other entries"):
+        mount.open()
+
+
+@pytest.mark.parametrize("seconds", [-(2**31), 2**34])
+def test_a_file_of_any_age_is_indexed(mount: Mount, seconds: int) -> None:
+    os.utime(mount.add("old.dcm", Image()), (seconds, seconds))
+    assert mount.open().index.quarantine.tolist() == [0]
+
+
 def test_what_can_not_be_looked_at_is_a_lost_record(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
     mount.add("gone.dcm", Image(number=1))
     mount.add("shut/1.dcm", Image(number=2))
@@ -337,7 +416,17 @@ def test_names_that_are_no_text_are_used_and_shown_escaped(mount: Mount) -> None
     records = mount.open()
     assert records.index.quarantine.tolist() == [0, Quarantine.FILE_INVALID]
     assert records.index.locators[1] == "\\xff" and render(records)[0] == [Quarantine.NONE]
-    assert tree.printable(odd) == "M\\\\xfcller \\n.dcm"
+    assert tree.printable(odd) == "M\\xfcller \\u{a}.dcm"
+
+
+def test_no_two_names_look_alike() -> None:
+    names = [
+        os.fsencode(name) for name in ("a\nb", "a\\nb", "a\\u{a}b", "\x85", "\\u{85}", "\u202e", "ä", "")
+    ]
+    names += [b"\x85", b"\\x85", b"\xff", b"\\", b"\\\\"]
+    shown = [tree.printable(os.fsdecode(name)) for name in names]
+    assert len(set(shown)) == len(names) and all(map(str.isprintable, shown))
+    assert tree.printable("a folder/ä.dcm") == "a folder/ä.dcm"
 
 
 @pytest.mark.parametrize("kind", ["missing", "file", "link"])

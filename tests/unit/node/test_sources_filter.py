@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,19 @@ def test_a_missing_date_compares_with_nothing() -> None:
     assert found({"field": "day", "ne": "2000-01-01"}, valid) == [1]
     assert found({"not": {"field": "day", "eq": "2024-02-29"}}, valid) == [0, 2, 3, 4]
     assert found({"field": "day", "present": False}, valid) == [0, 2, 3, 4]
+
+
+@pytest.mark.parametrize("value", [2.0**63, 2.0**62, -(2.0**63), 0.5, 1.0])
+@pytest.mark.parametrize("name", ["eq", "ne", "gt", "gte", "lt", "lte"])
+def test_large_integers_compare_exactly_with_any_number(name: str, value: float) -> None:
+    numbers = [2**63 - 1, -(2**63), 2**62, 2**62 + 1, 0, 1]
+    held = {"x": Column(np.array(numbers), np.ones(len(numbers), dtype=np.bool_))}
+    compare = {"eq": "eq", "ne": "ne", "gt": "gt", "gte": "ge", "lt": "lt", "lte": "le"}[name]
+    expected = [getattr(operator, compare)(number, value) for number in numbers]
+    assert matches(cohort.parse({"field": "x", name: value}), held, len(numbers)).tolist() == expected
+    if name == "eq":
+        listed = matches(cohort.parse({"field": "x", "in": [value, 0.25]}), held, len(numbers))
+        assert listed.tolist() == expected
 
 
 def test_what_nobody_could_describe_matches_only_where_nothing_is_compared() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rapha.node.datasets.manifest import load
+from rapha.node.sources import parquet
+from rapha.node.sources.filter import Column
 from rapha.node.sources.interface import Quarantine, Surroundings
 from rapha.node.sources.parquet import Locators, ParquetRecords, ParquetSource
 from rapha.spec import cohort
@@ -98,6 +101,17 @@ def test_a_record_of_nobody_is_quarantined(tmp_path: Path, patient: str | None, 
     write(tmp_path, patients=[patient, "b", "c", "d"])
     index = opened(tmp_path).index
     assert (index.quarantine[0], index.patients[0]) == (reason, "")
+
+
+def test_one_long_identifier_costs_the_others_no_memory() -> None:
+    words = ("x" * 128, *(f"p{i}" for i in range(20_000)))
+    patients = Column(np.arange(len(words)), np.ones(len(words), dtype=np.bool_), words)
+    tracemalloc.start()
+    names, _ = parquet._identify(patients)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert names == list(words)
+    assert most < 128 * len(words), "not 128 characters for each"
 
 
 def test_integer_identifiers_are_text_here(tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ def test_a_task_that_does_not_start_is_refused_without_its_words(setup: bytes) -
         (b"leaky seccomp", "seccomp does not hold"),
         (b"capabilities refused", "Invalid argument"),
         (b"no filter", "no seccomp filter for riscv64"),
+        (b"swap", "Invalid argument"),
     ],
 )
 def test_without_a_wall_there_is_no_worker(folder: Path, setup: bytes, said: str) -> None:
@@ -129,6 +130,11 @@ def test_without_a_wall_there_is_no_worker(folder: Path, setup: bytes, said: str
     ):
         list(pool.run([Item(b"")] * 5))
     assert refused.value.code == "node.sandbox_unavailable"
+
+
+def test_where_nobody_may_lock_memory_the_node_has_judged_the_host_already() -> None:
+    with Pool(Task.DECODE, b"swap, no locking", folder=None, workers=1, _unsafe_test_module=TASK) as pool:
+        assert ask(pool, b"self")["pid"]
 
 
 def test_a_network_namespace_is_not_needed(folder: Path) -> None:

@@ -245,12 +245,18 @@ def make(setup: bytes) -> Work:
     if setup in WITHOUT:
         target, name, broken = WITHOUT[setup]
         setattr(target, name, broken or refuse)
+    if setup.startswith(b"swap"):
+        setattr(walls, "active_swaps", lambda: ("/dev/sda2",))  # noqa: B010
+        setattr(walls, "may_lock", lambda: setup != b"swap, no locking")  # noqa: B010
+        setattr(walls, "lock_all", refuse)  # noqa: B010
     if setup == b"thread":
         threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
     if setup == b"raise":
         raise ValueError("a word of the setup")
     if setup == b"die":
         os._exit(1)
+
+    poisoned: list[bytes] = []
 
     def work(args: bytes, stored: Sequence[BinaryIO], out: memoryview) -> bytes:
         kind, _, rest = args.partition(b":")
@@ -265,6 +271,15 @@ def make(setup: bytes) -> Work:
             case b"self":
                 found = {"pid": os.getpid(), "env": sorted(os.environ), "fds": descriptors()}
                 return json.dumps(found).encode()
+            case b"last":
+                out[: len(rest)] = rest
+                os.write(3, frames.encode_answer(int(rest), Quarantine.NONE, rest))
+                os._exit(1)
+            case b"poison":
+                poisoned.append(rest)
+                return rest
+            case _ if poisoned:
+                return BAD[poisoned[0]](stored, out)
             case b"out":
                 out[: len(rest)] = rest
                 return rest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,25 @@ def test_what_does_not_fit_is_refused(
     assert not (tmp_path / "data.npz").exists()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "code", "form"),
+    [
+        ("uint8", 300, {}),
+        ("int8", 128, {"label": True}),
+        ("int16", 65535, {"ragged": True}),
+        ("float16", 65535, {"shape": [2, 2]}),
+        ("bool", 2, {}),
+    ],
+)
+def test_a_code_that_its_dtype_does_not_hold_is_refused(
+    tmp_path: Path, dtype: str, code: int, form: dict[str, Any]
+) -> None:
+    fields = [FIELDS[3], {"name": "c", "dtype": dtype, "codes": {"a": 0, "b": code}, **form}]
+    with pytest.raises(Refused, match="a code is past"):
+        mock.write(CatalogueEntry.parse(entry(fields=fields)), {}, tmp_path / "d.npz", records=4, seed=0)
+    assert not (tmp_path / "d.npz").exists()
+
+
 @pytest.mark.parametrize(("records", "seed"), [(0, 0), (10**7 + 1, 0), (1, -1), (1, 2**64)])
 def test_numbers_out_of_range_are_refused(tmp_path: Path, records: int, seed: int) -> None:
     plain = CatalogueEntry.parse(entry(fields=FIELDS[3:]))
@@ -229,3 +249,14 @@ def test_a_catalogue_can_not_fill_the_machine(tmp_path: Path, field: Any, transf
 def test_files_that_are_not_there_are_found_out(folder: Path, tmp_path: Path) -> None:
     assert run(tmp_path / "none.json", "--out", tmp_path / "data.npz") == 3
     assert run(folder, "--out", tmp_path / "none" / "data.npz", "--records", 4) == 3
+
+
+def test_nothing_but_a_file_is_replaced(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for out, why in ((pipe, "something else than a file"), (tmp_path, "directory"), (".", "directory")):
+        assert run(folder, "--out", out, "--records", 4) == 3
+        assert why in capsys.readouterr().err
+    assert pipe.is_fifo()

@@ -46,6 +46,7 @@ def test_epochs_are_ordered_by_number_and_curves_by_name() -> None:
         {"loss_e1": "low", "loss_e2": "lower"},
         {"loss_e1": math.nan, "loss_e2": math.inf},
         {"loss_e1": 1e300, "loss_e2": 1e301},
+        {"loss_e1": 10**400, "loss_e2": -(10**400)},
         {"loss_e1": [1], "loss_e2": {"a": 1}},
         {"_e1": 1.0, "_e2": 2.0},
         {"loss_e12345": 1.0, "loss_e12346": 2.0},

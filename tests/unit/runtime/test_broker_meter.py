@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import hmac
 import tempfile
@@ -15,6 +17,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from rapha.runtime.broker import splits as splits_module
 from rapha.runtime.broker.handover import Descriptor
 from rapha.runtime.broker.meter import Meter
 from rapha.runtime.broker.splits import Order, Shuffle, Split, make_splits
@@ -262,6 +265,63 @@ def test_what_the_journal_does_not_take_is_not_counted(path: Path, monkeypatch: 
     assert meter.usage().unique_records == 4
     assert path.stat().st_size == size
     meter.close()
+
+
+def test_a_tail_that_could_not_be_cut_off_is_a_torn_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    def fail(*_: int) -> None:
+        raise OSError(errno.EIO, "no")
+
+    meter = begin(path)
+    meter.take(TRAIN[:4], about(SPLITS["train"]))
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda fd, data: write(fd, data[:10]))
+        patch.setattr(os, "ftruncate", fail)
+        with pytest.raises(Refused, match=r"node\.disk_full"):
+            meter.take(TRAIN[4:8], about(SPLITS["train"]))
+    meter.close()
+    with contextlib.closing(Meter.recover(path, patients=PATIENTS, key=KEY)) as recovered:
+        assert recovered.usage().unique_records == 4
+
+
+def test_a_journal_outlives_a_second_start_after_a_crash_in_the_first(path: Path) -> None:
+    """A process that died when the journal had its name, and still had its first name too."""
+    served(path)
+    data = path.read_bytes()
+    path.with_name("journal.new").hardlink_to(path)
+    with pytest.raises(Refused, match=r"node\.internal"):
+        Meter.create(path, patients=PATIENTS, cap=1, key=KEY)
+    assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("empty", [range(0), range(7, 7), range(RECORDS + 9, 3), range(-4, -4)])
+def test_an_empty_split_comes_back_wherever_it_lies(path: Path, empty: range) -> None:
+    splits = make_splits({"train": TRAIN, "test": empty}, PATIENTS)
+    meter = Meter.create(path, patients=PATIENTS, cap=1, key=KEY)
+    for split in splits.values():
+        meter.register(split)
+    meter.close()
+    with contextlib.closing(Meter.recover(path, patients=PATIENTS, key=KEY)) as recovered:
+        for split in splits.values():
+            recovered.register(split)
+        assert recovered.usage().unique_records == 0
+
+
+def test_whole_epochs_come_back_without_drawing_them_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meter = begin(path, cap=len(TRAIN))
+    for epoch in range(3):
+        walk = meter.walk(Order(SPLITS["train"], Shuffle(1, epoch)))
+        for start in range(0, len(TRAIN), 10):
+            meter.advance(walk, min(10, len(TRAIN) - start), of_walk(walk, start))
+    before = meter.usage()
+    meter.close()
+    monkeypatch.setattr(splits_module, "positions", None)
+    with contextlib.closing(Meter.recover(path, patients=PATIENTS, key=KEY)) as recovered:
+        assert recovered.usage() == before
 
 
 def test_a_walk_that_goes_on_beside_another_is_not_counted_twice(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import mmap
 import os
@@ -20,13 +21,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rapha.runtime.broker import channel, wire
 from rapha.runtime.broker import session as sessions
-from rapha.runtime.broker import wire
 from rapha.runtime.broker.meter import Meter, Usage
 from rapha.runtime.broker.serve import Broker
 from rapha.runtime.broker.store import TableStore
 from rapha.runtime.broker.wire import End, FaultCode, Kind, Op
 from rapha.spec.refusals import Refused
+from rapha_trainer.session import BrokerSource
+from rapha_trainer.source import Epoch
 
 KEY = bytes(range(32))
 RECORDS = 30
@@ -289,15 +292,24 @@ def test_a_slot_is_not_written_while_it_is_lent(make_meter: Any) -> None:
         assert served.end().unique_records == 10
 
 
-def test_passed_descriptors_are_dropped(make_meter: Any) -> None:
+@pytest.mark.parametrize("refused", [True, False])
+def test_passed_descriptors_are_dropped(
+    make_meter: Any, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    """By the kernel, where it can; else by having no room for them."""
+    if not refused:
+        monkeypatch.setattr(channel, "_refuse_descriptors", lambda _: None)
     with serving(make_meter()) as served:
         served.job.hello()
         inside, outside = os.pipe()
         before = open_descriptors()
         for _ in range(20):
-            socket.send_fds(
-                served.job.sock, [wire.STRUCT.pack(2, Op.EPOCH, 0, 0, 1, 4, 0, 0, 0)], [outside] * 50
-            )
+            message = wire.STRUCT.pack(2, Op.EPOCH, 0, 0, 1, 4, 0, 0, 0)
+            try:
+                socket.send_fds(served.job.sock, [message], [outside] * 50)
+            except PermissionError:
+                assert refused
+                continue
             served.job.reply()
         assert open_descriptors() == before
         os.close(outside)
@@ -315,13 +327,70 @@ def test_many_faults_end_the_session(make_meter: Any, monkeypatch: pytest.Monkey
 
 
 def test_hand_overs_end_at_their_limit(make_meter: Any) -> None:
-    with serving(make_meter(limit=5)) as served:
+    """In every session of the job, and said as such."""
+    meter = make_meter(limit=5)
+    with serving(meter) as served:
+        job = served.job
+        job.hello()
+        for _ in range(5):
+            assert job.indices([3], 3 if job.seen else wire.NO_SLOT)[0] == Kind.BATCH
+        assert job.indices([3], 3)[:2] == (Kind.END, End.LIMIT)
+        job.epoch()
+        assert job.next()[:2] == (Kind.END, End.LIMIT)
+        usage = served.end()
+    with serving(meter, "test") as served:
         served.job.hello()
-        with pytest.raises((OSError, struct.error)):
-            for _ in range(6):
-                served.job.indices([3], 3 if served.job.seen else wire.NO_SLOT)
-        usage = served.done.result(10)
+        served.job.epoch()
+        assert served.job.next()[:2] == (Kind.END, End.LIMIT)
+        assert served.end() == usage
     assert (usage.unique_records, usage.batches) == (1, 5)
+
+
+def test_a_loader_says_that_the_limit_is_reached(make_meter: Any) -> None:
+    with serving(make_meter(limit=2)) as served:
+        served.job.sock.settimeout(None)
+        source = BrokerSource(served.job.sock.fileno(), "train")
+        epoch = Epoch(4, False, 0, 0, False, None, 0)
+        with pytest.raises(RuntimeError, match="larger batches"):
+            list(source.batches(epoch))
+        source.close()
+        assert served.end().unique_records == 8
+
+
+def test_one_descriptor_at_most_is_on_its_way_to_a_job_that_does_not_read(make_meter: Any) -> None:
+    """They are limited for all of a user's processes together, brokers of other jobs among them."""
+    with serving(make_meter()) as served:
+        job = served.job
+        job.sock.settimeout(0.3)
+        for _ in range(20):
+            job.sock.send(wire.STRUCT.pack(2, Op.HELLO, 0, 0, 1, 0, 0, 0, 0))
+        served.stop.wait(0.2)
+        served.stop.set()
+        served.done.result(10)
+        fds = []
+        with contextlib.suppress(TimeoutError):
+            while (got := socket.recv_fds(job.sock, 1 << 18, 4))[0]:
+                fds += got[1]
+        for fd in fds:
+            os.close(fd)
+        assert len(fds) == 1
+
+
+def test_descriptors_of_others_in_flight_only_delay_a_job(
+    make_meter: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = [OSError(errno.ETOOMANYREFS, "too many references")] * 2
+    send = socket.send_fds
+
+    def crowded(*args: Any) -> int:
+        if refusals:
+            raise refusals.pop()
+        return send(*args)
+
+    with serving(make_meter()) as served:
+        monkeypatch.setattr(channel.socket, "send_fds", crowded)
+        assert served.job.hello()["split"] == "train"
+        assert not refusals
 
 
 def test_a_job_that_never_reads_does_not_hang_the_broker(make_meter: Any) -> None:

@@ -256,6 +256,15 @@ def test_no_room_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         Builder(FORMS, RECORDS, shards=tmp_path, memory_bytes=2**20)
 
 
+def test_no_room_for_the_cache_of_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(size: int) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(shards, "anonymous", full)
+    with pytest.raises(Refused, match="no memory for the cache"):
+        Builder(FORMS, RECORDS, shards=tmp_path, memory_bytes=0)
+
+
 def column(folder: Path, records: int = 4, cache: int = 0) -> ShardColumn:
     return ShardColumn(Sealer(), 0, record_bytes=64, records=records, folder=folder, cache_bytes=cache)
 
@@ -360,7 +369,7 @@ def test_a_nonce_is_used_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_cache_holds_what_it_may_and_what_was_asked_for_last(tmp_path: Path) -> None:
-    shard = column(tmp_path, records=10, cache=3 * 64 + 5)
+    shard = column(tmp_path, records=10, cache=3 * (64 + shards._SLOT_BYTES) + 5)
     for ordinal in range(10):
         shard.put(ordinal, memoryview(bytes([ordinal]) * 64))
     out = np.zeros((1, 64), np.uint8)

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from rapha.runtime import transforms as module
 from rapha.runtime.broker.store import Ragged
-from rapha.runtime.transforms import apply_column, apply_one, cast
+from rapha.runtime.casting import cast
+from rapha.runtime.transforms import apply_column, apply_one
 from rapha.spec.refusals import Refused
 from rapha.spec.transforms import ITEM_BYTES, Form, Step, form_after
 
@@ -28,6 +30,32 @@ def steps(*given_: dict[str, Any]) -> tuple[Step, ...]:
 def one(value: Any, dtype: str, *given_: dict[str, Any]) -> Array:
     array = np.asarray(value, dtype=dtype)
     return apply_one(array, Form(dtype, array.shape), steps(*given_))
+
+
+def fixed(column: Array | Ragged) -> Array:
+    assert not isinstance(column, Ragged)
+    return column
+
+
+class TestBlocks:
+    """However few records are worked on at a time, the result is the same."""
+
+    @pytest.fixture(autouse=True)
+    def one_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "_AT_ONCE", 1)
+
+    def test_of_one_shape(self) -> None:
+        column = np.arange(60, dtype=np.int16).reshape(5, 3, 4)
+        given_ = steps({"resize": [6, 2]}, {"normalise": {"mean": 1, "scale": 2}})
+        form = Form("int16", (3, 4))
+        expected = np.stack([apply_one(value, form, given_) for value in column])
+        assert np.array_equal(fixed(apply_column(column, form, given_)), expected)
+        assert fixed(apply_column(column[:0], form, given_)).shape == (0, 6, 2)
+
+    def test_of_any_length(self) -> None:
+        column = Ragged(np.arange(6, dtype=np.int16), np.array([0, 2, 2, 6]))
+        result = apply_column(column, Form("int16", (), True), steps({"length": {"size": 3, "pad": -1}}))
+        assert fixed(result).tolist() == [[0, 1, -1], [-1, -1, -1], [2, 3, 4]]
 
 
 class TestSteps:
@@ -46,6 +74,28 @@ class TestSteps:
         result = one([-1, 0, 1], "float32", {"normalise": {"mean": 0, "scale": 1e-300}})
         assert np.isfinite(result).all()
         assert result[1] == 0
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    @pytest.mark.parametrize("scale", [1e-30, 1.0])
+    def test_the_largest_values_stay_finite(self, dtype: str, scale: float) -> None:
+        extremes = [np.finfo(dtype).max, np.finfo(dtype).min, np.inf, 0]
+        result = one(extremes, dtype, {"normalise": {"mean": 1e30, "scale": scale}})
+        assert np.isfinite(result).tolist() == [True, True, False, True]
+        assert result[0] > 0 > result[1]
+
+    @pytest.mark.parametrize(
+        ("dtype", "value", "mean", "scale"),
+        [
+            ("uint16", 40000, 40000.3, 0.001),
+            ("float32", 16777218, 16777217, 1),
+            ("float32", 1e6, 1e6 + 0.3, 1),
+        ],
+    )
+    def test_close_to_a_long_mean_the_difference_is_right(
+        self, dtype: str, value: float, mean: float, scale: float
+    ) -> None:
+        result = one([value], dtype, {"normalise": {"mean": mean, "scale": scale}})
+        assert result[0] == pytest.approx((value - mean) / scale, rel=1e-6)
 
     def test_nan_stays_nan_in_floats(self) -> None:
         result = one([math.nan, 1], "float32", {"window": {"center": 0, "width": 2}})
@@ -168,6 +218,17 @@ class TestResize:
     @settings(max_examples=60, deadline=None)
     def test_a_constant_stays_constant(self, old: int, new: int, dtype: str) -> None:
         assert np.allclose(one(np.full(old, 1), dtype, {"resize": [new]}), 1)
+
+    @pytest.mark.parametrize(("old", "new"), [(512, 1), (65535, 1), (65535, 3)])
+    def test_a_mean_of_many_is_as_exact_as_of_few(self, old: int, new: int) -> None:
+        result = one([1000.1] * old, "float32", {"resize": [new]})
+        assert np.allclose(result, np.float32(1000.1), rtol=1e-7, atol=0)
+
+    @pytest.mark.parametrize(("old", "new"), [(7, 3), (3, 7), (10, 9), (100, 101), (150, 1)])
+    @pytest.mark.parametrize("sign", [1, -1])
+    def test_the_largest_float_is_not_rounded_up_to_infinity(self, old: int, new: int, sign: int) -> None:
+        value = np.full(old, sign * np.finfo(np.float32).max, dtype=np.float32)
+        assert np.allclose(one(value, "float32", {"resize": [new]}), value[0])
 
     def test_an_empty_axis_cannot_be_resized(self) -> None:
         with pytest.raises(ValueError, match="empty"):

@@ -49,6 +49,8 @@ BAD: list[tuple[str, object, str]] = [
     ("null", None, "schema.field_invalid"),
     ("text", "age > 5", "schema.field_invalid"),
     ("empty object", {}, "schema.field_invalid"),
+    ("a field that breaks the line", {"field": "age\n", "eq": 1}, "schema.field_invalid"),
+    ("a field without UTF-8", {"field": "\ud800", "eq": 1}, "schema.field_invalid"),
     ("unknown combinator", {"xor": []}, "schema.field_unknown"),
     ("two combinators", {"all": [], "any": []}, "schema.field_invalid"),
     ("any of nothing", {"any": []}, "schema.field_invalid"),
@@ -194,6 +196,14 @@ def test_what_is_dumped_parses_to_the_same(value: Node) -> None:
         assert refused.code == "schema.too_large"
     else:
         assert parsed == value
+
+
+def test_lists_are_limited_together() -> None:
+    part = {"field": "age", "in": list(range(cohort.MAX_VALUES))}
+    several = cohort.MAX_LISTED // cohort.MAX_VALUES
+    cohort.parse({"any": [part] * several})
+    with pytest.raises(Refused, match=r"schema\.too_large"):
+        cohort.parse({"any": [part] * several + [{"field": "age", "in": [1]}]})
 
 
 _json = st.recursive(

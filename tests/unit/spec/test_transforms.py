@@ -88,11 +88,20 @@ def test_the_form_is_known_before_a_record_is_read(
         (IMAGE, [{"length": {"size": 5}}, {"resize": [8, 8]}]),
         (LABS, [{"resize": [8]}]),
         (IMAGE, [{"resize": [65536, 65536]}]),
+        (IMAGE, [{"resize": [65536, 65536]}, {"resize": [8, 8]}]),
+        (Form("uint8", (0, 0, 0)), [{"resize": [4096, 4096]}, {"resize": [8, 8, 8]}]),
+        (Form("uint8", (65536,), True), [{"length": {"size": 65536}}, {"resize": [8, 8]}]),
     ],
 )
 def test_steps_that_do_not_fit_refuse(form: Form, raw: list[dict[str, Any]]) -> None:
     with pytest.raises(Refused, match=r"schema\.transform"):
         form_after("x", form, steps(*raw))
+
+
+def test_a_large_image_may_be_windowed_before_it_shrinks() -> None:
+    mammogram = Form("uint16", (5928, 4728))
+    raw: list[dict[str, Any]] = [{"window": {"center": 40, "width": 80}}, {"resize": [512, 512]}]
+    assert form_after("x", mammogram, steps(*raw)) == Form("float32", (512, 512))
 
 
 def manifest(fields: list[dict[str, Any]], **changes: Any) -> DatasetManifest:

@@ -151,3 +151,25 @@ def test_a_machine_without_the_public_files_says_so(tmp_path: Path, monkeypatch:
         imaging.write_dicom(tmp_path / "data")
     assert caught.value.code == "node.dataset_missing"
     world.destroy(tmp_path / "data")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
+def test_without_the_head_ct_nothing_speaks_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imaging, "HEAD_CT", tmp_path / "none")
+    about = imaging.write_dicom(tmp_path / "data").provenance
+    said = " ".join((about.source, about.licence, *about.notes))
+    assert "head" not in said.lower()
+    assert "GPL" not in said
+    assert "Identifiers are as in the public files" in said
+    world.destroy(tmp_path / "data")
+
+
+def test_a_head_ct_that_can_not_be_read_has_a_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "v"
+    broken.write_bytes(b"\x1f\x8b nothing")
+    monkeypatch.setattr(imaging, "HEAD_CT", broken)
+    monkeypatch.setattr(imaging, "read_volume", lambda: head_ct.read_volume(broken))
+    monkeypatch.setattr(imaging, "_roots", lambda: iter(()))
+    with pytest.raises(Refused) as caught:
+        imaging.write_dicom(tmp_path / "data")
+    assert caught.value.code == "node.dataset_missing"

@@ -186,9 +186,12 @@ class DatasetProcess:
     def _wait(self) -> None:
         """Until the process says something, or the node is told to stop."""
         try:
-            while not select.select([self._sock], [], [], _LOOK_SECONDS)[0]:
+            while True:
+                # Asked before each look, not only after a vain one: progress may come as often as we look.
                 if self._stopped and self._stopped():
                     raise Refused("node.stopped")
+                if select.select([self._sock], [], [], _LOOK_SECONDS)[0]:
+                    return
         except Refused:
             self.kill()
             raise

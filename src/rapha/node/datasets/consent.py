@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,8 @@ from rapha.spec.refusals import Refused
 
 MAX_LIST_BYTES: Final = 64 * 2**20
 MAX_IDENTIFIER: Final = 128
+_LEADING: Final = re.compile(r"(?<![0-9])0+")
+"""Zeros that lead a number, also after letters: MRN007 is MRN7."""
 _NOT_LETTERS: Final = {code: None for code in range(128) if not chr(code).isalnum()}
 
 
@@ -70,6 +73,8 @@ def match_opt_outs(listed: frozenset[str], patients: Iterable[str]) -> frozenset
 
 def _fold(identifier: str) -> str:
     if identifier.isascii():  # as below, and several times as fast
-        return identifier.lower().translate(_NOT_LETTERS).lstrip("0")
+        return _LEADING.sub("", identifier.lower().translate(_NOT_LETTERS))
     letters = unicodedata.normalize("NFKC", identifier).casefold()
-    return "".join(char for char in letters if char.isalnum()).lstrip("0")
+    # A digit of any script is the same digit.
+    plain = (str(unicodedata.decimal(char, char)) for char in letters if char.isalnum())
+    return _LEADING.sub("", "".join(plain))

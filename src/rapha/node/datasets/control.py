@@ -32,7 +32,9 @@ Bucketed = Count | Annotated[str, StringConstraints(pattern=r"^<[0-9]{1,7}$")]
 Funnel = dict[Name, Bucketed]
 Confinement = Literal["memory", "encrypted-shards"]
 MAX_FAULTS: Final = 1000
-"""Records that `Described` names; it counts all of them."""
+"""Records that `Described` names, and things set aside; it counts all of them."""
+MAX_LOCATOR: Final = 8192
+"""Characters: a path of 1024 bytes and a name, where each byte may have to be escaped."""
 
 
 class Means(Model):
@@ -121,9 +123,9 @@ class Resolved(Model):
 
 
 class Fault(Model):
-    """A record that fell out, named for the hospital's own staff."""
+    """A record that fell out, or what is no record, named for the hospital's own staff."""
 
-    locator: Annotated[str, StringConstraints(max_length=1024)]
+    locator: Annotated[str, StringConstraints(max_length=MAX_LOCATOR)]
     reason: Name
 
 
@@ -131,13 +133,15 @@ class Described(Model):
     """Exact counts of what could be used by anyone; `DatasetManifest.catalogue` makes them publishable.
 
     The rest is for the hospital's own eyes, and never published: how many records fell out for which
-    reason, and the first of them by name.
+    reason, and the first of them by name; and what is no record and was set aside, such as a link.
     """
 
     records: Count
     patients: Count
     reasons: dict[Name, Count]
     faults: tuple[Fault, ...]
+    set_aside: Count
+    aside: tuple[Fault, ...]
 
 
 class Prepared(Model):

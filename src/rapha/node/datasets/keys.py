@@ -11,6 +11,7 @@ renames a second copy over `phi.key`: whenever it is cut off, `phi.key` is a who
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -98,8 +99,10 @@ class KeyRing:
     def __iter__(self) -> Iterator[Kept]:
         """Every kept key, oldest first. Raises `Refused` (`node.key_unsafe`) for one that is not safe."""
         current = self.current().id
-        kept = self.folder / KEPT
-        ids = [p.stem for p in kept.glob("*.key") if _NAME.fullmatch(p.stem)] if kept.exists() else []
+        kept, ids = self.folder / KEPT, list[str]()
+        if kept.is_symlink() or kept.exists():  # a link to nowhere doesn't "exist"
+            _check_folder(kept)
+            ids = [p.stem for p in kept.glob("*.key") if _NAME.fullmatch(p.stem)]
         since = {key_id: self.path_of(key_id).stat().st_mtime for key_id in ids}
         since.setdefault(current, (self.folder / CURRENT).stat().st_mtime)
         for key_id in sorted(since, key=lambda key_id: (since[key_id], key_id)):
@@ -114,9 +117,15 @@ class KeyRing:
     def _locked(self) -> Iterator[None]:
         """One rotation at a time, and none between a job's look at the key and its being kept."""
         _check_folder(self.folder)
-        (self.folder / KEPT).mkdir(mode=0o700, exist_ok=True)
-        fd = os.open(self.folder / KEPT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        kept = self.folder / KEPT
         try:
+            kept.mkdir(mode=0o700, exist_ok=True)
+            fd = os.open(kept, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:  # a file of that name, a link to nowhere, a full or read-only disk
+            code = "node.disk_full" if error.errno == errno.ENOSPC else "node.key_unsafe"
+            raise Refused(code, f"{kept}: {error.strerror}") from None
+        try:
+            _check_folder(kept)  # before a key is written there
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
         finally:

@@ -43,12 +43,17 @@ class Sources:
                 patients=usable.patients,
                 reasons=dict(Counter(kind.reason for _, kind in fell_out)),
                 faults=tuple(
-                    control.Fault(locator=index.locators[n][:1024], reason=kind.reason)
-                    for n, kind in fell_out[: control.MAX_FAULTS]
+                    _named(index.locators[n], kind.reason) for n, kind in fell_out[: control.MAX_FAULTS]
                 ),
+                set_aside=len(records.aside),
+                aside=tuple(_named(a.locator, a.reason) for a in records.aside[: control.MAX_FAULTS]),
             )
         finally:
             records.close()
+
+
+def _named(locator: str, reason: str) -> control.Fault:
+    return control.Fault(locator=locator[: control.MAX_LOCATOR], reason=reason)
 
 
 def _make(kind: str) -> RecordSource:

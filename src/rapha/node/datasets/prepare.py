@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -26,8 +27,11 @@ from rapha.runtime.metrics import Labels
 from rapha.runtime.transforms import apply_column
 from rapha.spec.dataset import Field, Target
 from rapha.spec.refusals import Refused
+from rapha.spec.transforms import Form
 
 Columns = dict[str, Array | Ragged]
+_WIDEST: Final = 8
+"""Times as large as it was: what a dtype alone can make of a field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +57,8 @@ def prepare(records: Records, selection: Selection, request: control.Resolve, ke
     """Steps 1 to 4. The caller closes `records`.
 
     Raises:
-        Refused: `privacy.cohort_refused` when too few patients are left; `node.dataset_*`,
-            `node.disk_full`, `node.internal`.
+        Refused: `privacy.cohort_refused` when too few patients are left; as `check_room`;
+            `node.dataset_*`, `node.disk_full`, `node.internal`.
     """
     manifest = request.manifest
     # 1. order
@@ -66,6 +70,7 @@ def prepare(records: Records, selection: Selection, request: control.Resolve, ke
     # 2. render
     forms = manifest.forms(request.transforms)
     renders = tuple(Render(n, forms[n], request.transforms.get(n, ())) for n in records.rendered)
+    check_room(request, forms, records.rendered, len(positions))
     means = request.means
     builder = Builder(
         {render.field: render.form for render in renders},
@@ -91,6 +96,26 @@ def prepare(records: Records, selection: Selection, request: control.Resolve, ke
     test = np.flatnonzero(is_test)
     scored = _labels(manifest.target, columns, patients, test) if manifest.target else None
     return Ready(store, np.flatnonzero(~is_test), test, scored, left, content)
+
+
+def check_room(
+    request: control.Resolve, forms: Mapping[str, Form], rendered: tuple[str, ...], count: int
+) -> None:
+    """Whether what transforms make of the fields that aren't rendered, all held in memory, may be so large.
+
+    It depends on `count` as far as the published funnel tells it: by the bucket.
+
+    Raises:
+        Refused: `schema.transform`.
+    """
+    manifest = request.manifest
+    bucket = manifest.billing_bucket
+    count = min(count + bucket - count % bucket, request.max_records)
+    fields = [f for f in manifest.fields if f.served and f.name not in rendered]
+    given = sum(field.form.nbytes for field in fields if not field.form.ragged)
+    wanted = sum(forms[field.name].nbytes for field in fields if not forms[field.name].ragged)
+    if count * wanted > max(request.means.memory_bytes, count * given * _WIDEST):
+        raise Refused("schema.transform", "the records would get larger than the node may hold in memory")
 
 
 def _render(records: Records, positions: Array, renders: tuple[Render, ...], builder: Builder) -> Rendered:

@@ -121,10 +121,12 @@ class Session:
         job = self._resolved_job()
         if self._ready:
             raise Refused("policy.conflict", "the records were prepared already")
+        self._job = None  # a source that is closed can't be prepared from a second time
         try:
             self._ready = ready = prepare(job.records, job.selection, job.request, job.key)
         finally:
             job.records.close()
+        self._job = job
         manifest, used = job.request.manifest, ready.selection.funnel.used
         return control.Prepared(
             funnel=ready.selection.funnel.published(manifest.minimum_cell, manifest.billing_bucket),
@@ -262,11 +264,7 @@ def _read_predictions(descriptor: int | None, limit: int) -> bytes:
 
 
 def _resolved(
-    request: control.Resolve,
-    records: Records,
-    selection: Selection,
-    key: HospitalKey,
-    listed: frozenset[str],
+    request: control.Resolve, records: Records, selection: Selection, key: HospitalKey, listed: frozenset[str]
 ) -> control.Resolved:
     manifest = request.manifest
     used = selection.funnel.used

@@ -6,7 +6,9 @@ Approval may have taken days. What is sealed is probed from inside the very wall
 from __future__ import annotations
 
 import json
+import math
 import secrets
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -86,10 +88,19 @@ def seal(
     if allow(node, admitted, attested, scanned).section != allowed.section:
         raise Refused("posture.seal_failed", "the policy decision changed since it was approved")
     # Before the WAN is severed: decoding may take long, and nothing of the job runs yet.
+    begun = time.monotonic()
     prepared = consented.recheck()
+    _even_out(node, time.monotonic() - begun)
     # The last word to the coordinator before the silence.
     node.exit.progress(admitted.id, "running")
     return Sealed(posture, gap.sever() | _probe(node, admitted, gap.hold), prepared)
+
+
+def _even_out(node: Node, seconds: float) -> None:
+    """Wait until a whole quantum has passed: the coordinator sees when a job goes on, and decoding takes the
+    longer the more records there are."""
+    quantum = node.config.quantum_s
+    node.stop.wait(math.ceil(seconds / quantum) * quantum - seconds)
 
 
 def _probe(node: Node, admitted: Admitted, hold: int | None) -> Probes:

@@ -9,11 +9,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -22,8 +22,8 @@ from rapha.node.sources.imaging.attributes import Decoder, Instance
 from rapha.node.sources.imaging.headers import ASIDE, Setup
 from rapha.node.sources.imaging.headers import Aside as Other
 from rapha.node.sources.imaging.progress import Progress
-from rapha.node.sources.imaging.records import Aside, ImagingRecords, prepare_plan
-from rapha.node.sources.interface import Quarantine, Surroundings
+from rapha.node.sources.imaging.records import ImagingRecords, prepare_plan
+from rapha.node.sources.interface import Aside, Quarantine, Surroundings
 from rapha.node.sources.tree import Found, Stamp, printable, walk
 from rapha.node.sources.workers.interface import Answer, Item, Limits, Task, Unusable
 from rapha.node.sources.workers.pool import Pool
@@ -32,6 +32,9 @@ from rapha.spec.imaging import DicomSource as Described
 from rapha.spec.refusals import Refused
 
 _HEADER_LIMITS: Final = Limits(item_s=10.0, memory_bytes=2**29)
+_CHUNK: Final = 2**20
+_MOST_COMPARED: Final = 2**31
+"""Bytes of a file; what is larger isn't decoded, and could be sparse and take days."""
 _PASSING: Final = (Quarantine.TOO_SLOW, Quarantine.DECODER_CRASHED, Quarantine.FILE_UNREADABLE)
 """What might not be said again: such a file gets another chance."""
 
@@ -109,14 +112,15 @@ class _Mount:
         return Item(args, paths=tuple(instance.locator for instance in instances))
 
     def same(self, first: Instance, second: Instance) -> bool:
-        """Whether two files are the same bytes; what can't be read is the same as nothing."""
+        """Whether two files are the same bytes; what can't be read, or decoded, is the same as nothing."""
         try:
             with self._opened(first.locator) as one, self._opened(second.locator) as two:
-                if os.fstat(one.fileno()).st_size != os.fstat(two.fileno()).st_size:
+                sizes = {os.fstat(file.fileno()).st_size for file in (one, two)}
+                if len(sizes) > 1 or max(sizes) > _MOST_COMPARED:
                     return False
-                return (
-                    hashlib.file_digest(one, "sha256").digest() == hashlib.file_digest(two, "sha256").digest()
-                )
+                if os.path.sameopenfile(one.fileno(), two.fileno()):
+                    return True
+                return all(a == b for a, b in zip_longest(_chunks(one), _chunks(two)))
         except (OSError, Refused):
             return False
 
@@ -125,6 +129,10 @@ class _Mount:
         path = PurePosixPath(self.path) / locator
         with open_folder(str(path.parent), self.start) as folder, open_file(path.name, folder) as file:
             yield file
+
+
+def _chunks(file: BufferedReader) -> Iterator[bytes]:
+    return iter(lambda: file.read(_CHUNK), b"")
 
 
 def _read(folder: Path, files: Sequence[Found], setup: Setup, around: Surroundings) -> Sequence[Description]:

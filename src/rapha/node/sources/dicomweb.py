@@ -8,7 +8,8 @@ from typing import Final
 from rapha.node.sources.folder import read_small
 from rapha.node.sources.identifiers import is_identifier
 from rapha.node.sources.imaging.http import Pacs
-from rapha.node.sources.imaging.qido import PAGE, Finder, searches
+from rapha.node.sources.imaging.narrow import searches
+from rapha.node.sources.imaging.qido import PAGE, Finder
 from rapha.node.sources.imaging.records import ImagingRecords, prepare_plan
 from rapha.node.sources.imaging.retrieval import Remote
 from rapha.node.sources.imaging.rules import Plan
@@ -50,7 +51,9 @@ class DicomWebSource:
         try:
             wado = Wado(pacs, Breaker())
             finder = Finder(pacs, self._page)
-            found = survey(finder, wado, source.scope.studies, narrowed, reading.setup, around.tell)
+            found = survey(
+                finder, wado, source.scope.studies, narrowed, reading.setup, around.tell, source.record
+            )
             return WebRecords(manifest, found, Remote(wado, source.record), around, reading, pacs)
         except BaseException:
             pacs.close()
@@ -89,7 +92,7 @@ def _patients(source: imaging.DicomWebSource, around: Surroundings) -> tuple[str
     if path is None:
         return ()
     try:
-        lines = read_small(path, around.folder, MAX_PATIENTS_FILE).decode("utf-8").splitlines()
+        lines = read_small(path, around.folder, MAX_PATIENTS_FILE).decode("utf-8").split("\n")
     except UnicodeDecodeError:
         raise Refused("node.dataset_invalid", "the patients of the scope are not UTF-8 text") from None
     found = dict.fromkeys(_identifiers(lines))
@@ -100,7 +103,7 @@ def _patients(source: imaging.DicomWebSource, around: Surroundings) -> tuple[str
 
 def _identifiers(lines: list[str]) -> Iterator[str]:
     for number, line in enumerate(lines, 1):
-        word = line.strip()
+        word = line.strip(" \t\r")  # any other blank belongs to no identifier
         if word and not is_identifier(word):
             raise Refused("node.dataset_invalid", f"line {number} of the patients is not an identifier")
         if word:

@@ -93,6 +93,8 @@ def _compare(name: str, column: Column, value: Scalar) -> Mask:
     compare = _COMPARE[name]
     if column.dates:
         value = day_number(str(value))
+    if isinstance(value, float) and column.values.dtype.kind in "iu" and value.is_integer():
+        value = int(value)  # as a float, it would equal large integers beside it
     if column.words is not None:
         verdicts = np.array([compare(word, value) for word in column.words] or [False], dtype=np.bool_)
         return np.asarray(verdicts[column.values])

@@ -72,6 +72,14 @@ class Index:
     locators: Sequence[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """What a source holds and is no record: where, and what it is. For the hospital's own report."""
+
+    locator: str
+    reason: str
+
+
 Told = Callable[[str, int, int], None]
 """Progress: what is being done, how many are done, of how many (0: not known yet)."""
 
@@ -99,6 +107,11 @@ class Records(Protocol):
     @property
     def index(self) -> Index:
         """Who each record belongs to and whether it can be read, as far as its description tells."""
+        ...
+
+    @property
+    def aside(self) -> Sequence[Aside]:
+        """What was found and makes no record, in a lasting order; nothing is passed over in silence."""
         ...
 
     @property

@@ -28,7 +28,17 @@ from rapha.node.sources.columns import Values
 from rapha.node.sources.filter import Column, matches
 from rapha.node.sources.folder import read_files
 from rapha.node.sources.identifiers import judge_identifier
-from rapha.node.sources.interface import Array, Index, Mask, Quarantine, Render, Rendered, Sink, Surroundings
+from rapha.node.sources.interface import (
+    Array,
+    Aside,
+    Index,
+    Mask,
+    Quarantine,
+    Render,
+    Rendered,
+    Sink,
+    Surroundings,
+)
 from rapha.node.sources.parquet_file import Layout, is_date, is_text, parse
 from rapha.runtime.broker.store import Ragged
 from rapha.spec.cohort import Node
@@ -87,6 +97,11 @@ class ParquetRecords:
     def index(self) -> Index:
         """Who each record belongs to and whether it can be read."""
         return self._index
+
+    @property
+    def aside(self) -> Sequence[Aside]:
+        """Nothing: whatever the manifest does not list refuses the folder."""
+        return ()
 
     def select(self, cohort: Node) -> Mask:
         """See `Records.select`."""
@@ -178,8 +193,9 @@ def _identify(patients: Column) -> tuple[list[str], Array]:
     words = [*(patients.words or ()), ""]  # the last is for a column without any word
     verdicts = np.array([judge_identifier(word) for word in words], dtype=np.uint8)
     quarantine = np.where(patients.valid, verdicts[patients.values], np.uint8(Quarantine.PATIENT_MISSING))
-    usable = np.array([word if not verdict else "" for word, verdict in zip(words, verdicts, strict=True)])
-    names = np.where(quarantine == Quarantine.NONE, usable.astype(object)[patients.values], "")
+    told = [word if not verdict else "" for word, verdict in zip(words, verdicts, strict=True)]
+    usable = np.array(told, dtype=object)  # as numpy's own text, each would take the bytes of the longest
+    names = np.where(quarantine == Quarantine.NONE, usable[patients.values], "")
     return names.tolist(), quarantine
 
 

@@ -63,7 +63,7 @@ def chart(number: int, name: str, values: Values) -> Markup:
 def _drawable(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return math.isfinite(value) and abs(value) <= _LARGEST
+    return abs(value) <= _LARGEST  # NaN isn't, and an int may be too large for math.isfinite
 
 
 def _scale(values: Sequence[float]) -> tuple[tuple[Tick, ...], float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -90,7 +90,7 @@ def _parts(metrics: Mapping[str, Any]) -> tuple[dict[str, float], Mapping[str, A
 
 
 def _number(name: object, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise Refused("schema.field_invalid", f"metrics: {name} is not a finite number")
     return float(value)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import array
+import errno
+import fcntl
 import logging
 import select
 import socket
+import termios
 import time
 from dataclasses import dataclass
 from threading import Event
@@ -13,6 +17,8 @@ from typing import Final
 from rapha.runtime.broker import wire
 
 _POLL_MS: Final = 200
+_DRAIN_SECONDS: Final = 0.005
+_SO_PASSRIGHTS: Final = 83
 _log: Final = logging.getLogger("rapha.broker")
 
 
@@ -39,10 +45,11 @@ class Channel:
 
     def __init__(self, sock: socket.socket, stop: Event) -> None:
         sock.setblocking(False)
+        _refuse_descriptors(sock)
         self._sock, self._stop = sock, stop
 
     def receive(self) -> bytes | None:
-        """The next message; None at the end. Descriptors that come along find no buffer and are dropped."""
+        """The next message; None at the end. Descriptors that come along all the same are dropped."""
         while not self._stop.is_set():
             try:
                 message = self._sock.recv(wire.MAX_MESSAGE + 1)
@@ -61,6 +68,8 @@ class Channel:
         """Whether the reply is on its way. A job that doesn't read makes the broker wait, not spin."""
         while not self._stop.is_set():
             try:
+                if descriptors and not self._drained():
+                    continue
                 if descriptors:
                     socket.send_fds(self._sock, [reply], list(descriptors), socket.MSG_NOSIGNAL)
                 else:
@@ -69,6 +78,10 @@ class Channel:
             except BlockingIOError:
                 self._wait(select.POLLOUT)
             except OSError as error:
+                if error.errno == errno.ETOOMANYREFS:
+                    # Someone else of this user has them in flight; that must not end this job's session.
+                    self._stop.wait(_POLL_MS / 1000)
+                    continue
                 _log.info("the job can't be answered: %s", error)
                 return False
         return False
@@ -85,7 +98,34 @@ class Channel:
         poll.register(self._sock, event)
         poll.poll(_POLL_MS)
 
+    def _drained(self) -> bool:
+        """Whether the job has read all replies, or is gone; waits a moment if not.
+
+        Descriptors in flight are limited for all processes of a user together (unix(7), ETOOMANYREFS). A job
+        that asks for the ring again and again and reads nothing would use them up for everyone's brokers.
+        """
+        unread = array.array("i", [0])
+        fcntl.ioctl(self._sock, termios.TIOCOUTQ, unread)
+        if not unread[0] or self._hung_up():
+            return True
+        self._stop.wait(_DRAIN_SECONDS)
+        return False
+
     def _hung_up(self) -> bool:
         poll = select.poll()
         poll.register(self._sock, select.POLLRDHUP)
         return bool(poll.poll(0))
+
+
+def _refuse_descriptors(sock: socket.socket) -> None:
+    """Let the kernel refuse descriptors that the job passes.
+
+    One that is dropped here may be the last reference to something whose closing takes as long as the job
+    wants, such as a connection that lingers (socket(7), SO_LINGER).
+    """
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+        _log.debug("this kernel (before 6.16) can't refuse descriptors; they are dropped")

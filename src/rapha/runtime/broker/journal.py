@@ -12,6 +12,7 @@ which could otherwise hide the frames behind it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hmac
@@ -66,6 +67,9 @@ class Journal:
         head = hmac.digest(key, text, "sha256")
         fresh = path.with_name(path.name + ".new")
         try:
+            # After a crash between the two, the name for the new one may be another name of this one.
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             # Linked into place whole, so that no reader ever meets half a header.
             fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW, 0o600)
             journal = cls(fd, key, head)
@@ -133,7 +137,9 @@ class Journal:
             self._write(b"".join((length, struct.pack("<I", check), payload, head)))
         except OSError as error:
             self._writable = False
-            os.ftruncate(self._fd, self._size)
+            # What can't be cut off now is a torn tail, which `frames` cuts off.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._size)
             raise _refusal(error) from None
         self.head = head
 

@@ -141,7 +141,7 @@ class Meter:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the limit of hand-overs is reached; then nothing more may be asked for."""
+        """Whether the limit of hand-overs is reached; then nothing more may be handed over."""
         return self._hand_overs >= self._limit
 
     def register(self, split: Split) -> None:
@@ -182,7 +182,7 @@ class Meter:
         """
         with self._lock:
             admitted = self._tally.ahead(walk, count)
-            handed = len(admitted.dense)
+            handed = admitted.count
             return self._commit(HandOver(about, handed, handed < count), admitted)
 
     def take(self, dense: NDArray[np.int64], about: Descriptor) -> NDArray[np.int64]:
@@ -192,7 +192,7 @@ class Meter:
         """
         with self._lock:
             admitted = self._tally.chosen(dense)
-            handed = len(admitted.dense)
+            handed = admitted.count
             return self._commit(HandOver(about, handed, handed < len(dense), admitted.fresh), admitted)
 
     def usage(self) -> Usage:
@@ -256,7 +256,7 @@ class Meter:
         admitted = self._walked(handover) if listed is None else self._tally.chosen(self._listed(listed))
         if listed is not None and admitted.new != len(listed):
             raise Refused("node.journal_invalid", "a frame counts a record again")
-        if listed is None and len(admitted.dense) != handover.count:
+        if listed is None and admitted.count != handover.count:
             raise Refused("node.journal_invalid", "a frame counts more than the cap")
         self._enter(handover, admitted)
 
@@ -270,7 +270,7 @@ class Meter:
         split = self._splits.get(about.split)
         if split is None or about.start + handover.count > len(split):
             raise Refused("node.journal_invalid", "a frame names a record that is not there")
-        return self._tally.ahead(self._tally.resumed(about.order(split), about.start), handover.count)
+        return self._tally.retraced(self._tally.resumed(about.order(split), about.start), handover.count)
 
 
 def _digest(patients: NDArray[np.int64]) -> bytes:

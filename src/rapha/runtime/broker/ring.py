@@ -97,6 +97,7 @@ class Ring:
                 # Allocated now: running out later would be a SIGBUS in the middle of a write.
                 os.posix_fallocate(self.fd, 0, size)
                 memory = mmap.mmap(self.fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+                memory.madvise(mmap.MADV_DONTDUMP)
                 fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, SEALS)
                 # A memfd is born writable for everyone, and seals don't cover extended attributes: the job
                 # could hang memory of any size on it.

@@ -70,7 +70,7 @@ class Broker:
             sock: the broker's end of an AF_UNIX SOCK_SEQPACKET pair.
             split: the only split that this session serves. `test` comes without labels and in fixed order.
             hide_labels: leave label fields out of `train` too.
-            on_first_record: called once a job: its first record is counted, and not yet handed over.
+            on_first_record: called once a job, before it is told anything but the schema.
             stop: looked at between messages and at least five times a second.
 
         Returns:

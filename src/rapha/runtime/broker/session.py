@@ -67,12 +67,12 @@ class Session:
         self._descriptor = self._describe()
 
     def run(self) -> None:
-        """Answer until the other end is gone, `stop` is set, or faults or hand-overs pass their limit."""
+        """Answer until the other end is gone, `stop` is set, or there were too many faults."""
         try:
             while (message := self._channel.receive()) is not None:
                 if not self._channel.send(*self._answer(message)):
                     break
-                if self._faults >= MAX_FAULTS or self._meter.exhausted:
+                if self._faults >= MAX_FAULTS:
                     _log.warning("the session ends: %d refused messages", self._faults)
                     break
         finally:
@@ -147,8 +147,8 @@ class Session:
         count = min(request.a, self._ring.layout.records, epoch.end - start)
         if not count:
             epoch.ended = epoch.ended or End.EPOCH
-        if epoch.ended:
-            return self._end(request, epoch.ended)
+        if ended := epoch.ended or self._over():
+            return self._end(request, ended)
         if self._ragged:
             count = self._fitting(epoch.walk.order.dense(start, start + count))
         admitted = self._meter.advance(epoch.walk, count, replace(epoch.about, start=start))
@@ -165,6 +165,8 @@ class Session:
         if chosen.max() >= len(self._split):
             raise Fault(FaultCode.RANGE)
         slot = self._slot(request.b)
+        if ended := self._over():
+            return self._end(request, ended)
         about = Descriptor(self._split.code, False, request.a, explicit=hashlib.sha256(request.tail).digest())
         dense = self._split.at(chosen.astype(np.int64))
         if self._ragged:
@@ -199,6 +201,10 @@ class Session:
         index = self._ring.index(slot, number, len(dense))
         index[0], index[1:] = 0, ends
         self._store.gather_values(name, dense, self._ring.view(slot, number, int(ends[-1])))
+
+    def _over(self) -> End | None:
+        """Why nothing more comes of any epoch or list, if so."""
+        return End.LIMIT if self._meter.exhausted else None
 
     def _end(self, request: Request, why: End) -> bytes:
         self._pace.spend(self._stop)

@@ -137,7 +137,8 @@ def index_split(code: int, dense: NDArray[np.uint32] | range, patients: Indices)
 def _make(name: str, given: NDArray[Any] | range, patients: Indices) -> Split:
     if isinstance(given, range) and given.step == 1:
         ends: tuple[int, ...] = (given.start, given.stop - 1)
-        dense: NDArray[np.uint32] | range = given
+        # An empty one may lie anywhere, and the journal would say where.
+        dense: NDArray[np.uint32] | range = given or range(0)
     else:
         listed = np.asarray(given)
         if listed.ndim != 1 or (len(listed) and listed.dtype.kind not in "iu"):

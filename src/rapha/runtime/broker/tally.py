@@ -1,7 +1,7 @@
 """Which records and patients were handed over, in memory: what may come next, and what came.
 
 Nothing here changes before the caller has written it down: `ahead` and `chosen` only say what may be handed
-over, `enter` counts it. The journal is read back through the same three.
+over, `enter` counts it. The journal is read back through `chosen`, `retraced` and `enter`.
 """
 
 from __future__ import annotations
@@ -41,15 +41,17 @@ class Walk:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """What may be handed over: `dense` indices, of which `new` were never handed over before.
+    """What may be handed over: `count` records, of which `new` were never handed over before.
 
     Attributes:
+        dense: their dense indices; none where a walk is retraced and they don't matter.
         fresh: the new ones, where they were looked up; none for a whole walk that is fresh.
         walk: the walk they come from, if from one.
     """
 
-    dense: Indices
+    count: int
     new: int
+    dense: Indices
     fresh: Indices
     walk: Walk | None = None
 
@@ -100,25 +102,36 @@ class Tally:
         match walk.run:
             case Run.MIXED:
                 dense, fresh = self._sift(dense, distinct=True)
-                return Admitted(dense, len(fresh), fresh, walk)
+                return Admitted(len(dense), len(fresh), dense, fresh, walk)
             case Run.USED:
-                return Admitted(dense, 0, _NONE, walk)
+                return Admitted(count, 0, dense, _NONE, walk)
             case Run.FRESH:
                 dense = dense[: self._cap - self.unique]
-                return Admitted(dense, len(dense), _NONE, walk)
+                return Admitted(len(dense), len(dense), dense, _NONE, walk)
+
+    def retraced(self, walk: Walk, count: int) -> Admitted:
+        """As `ahead`, without working out which records they are unless each has to be looked up."""
+        if walk is not self._live:
+            self._settle()
+        if walk.run is Run.MIXED:
+            return self.ahead(walk, count)
+        fresh = walk.run is Run.FRESH
+        if fresh:
+            count = min(count, self._cap - self.unique)
+        return Admitted(count, count if fresh else 0, _NONE, _NONE, walk)
 
     def chosen(self, dense: Indices) -> Admitted:
         """The longest prefix of `dense`, which may repeat, that the cap allows."""
         self._settle()
         dense, fresh = self._sift(dense, distinct=False)
-        return Admitted(dense, len(fresh), fresh)
+        return Admitted(len(dense), len(fresh), dense, fresh)
 
     def enter(self, split: int, admitted: Admitted) -> None:
         """Count what is handed over now, of the split with that code."""
         self._unique[split] += admitted.new
         self._include(admitted.fresh)
         if admitted.walk:
-            admitted.walk.cursor += len(admitted.dense)
+            admitted.walk.cursor += admitted.count
 
     def _sift(self, dense: Indices, distinct: bool) -> tuple[Indices, Indices]:
         """The longest prefix of `dense` whose new records fit under the cap, and those new records."""

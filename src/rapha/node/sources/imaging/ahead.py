@@ -12,11 +12,16 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ahead(call: Callable[[T], R], works: Iterable[T], parallel: int) -> Iterator[R]:
+def ahead(
+    call: Callable[[T], R], works: Iterable[T], parallel: int, hasten: Callable[[], None] | None = None
+) -> Iterator[R]:
     """`call` of each of `works`, in their order, `parallel` of them at a time.
 
     No more than that are begun and not yet taken, so that results don't pile up. With 1, a call is made when
     its result is asked for, by the caller's own thread.
+
+    Args:
+        hasten: called where results of calls that were begun are no longer wanted, so that they end soon.
 
     Raises:
         Exception: what a call raises, in its turn; those behind it are cancelled or waited for.
@@ -34,6 +39,10 @@ def ahead(call: Callable[[T], R], works: Iterable[T], parallel: int) -> Iterator
                 if not pending:
                     return
                 yield pending.popleft().result()
+        except BaseException:
+            if hasten is not None and not all(future.done() for future in pending):
+                hasten()
+            raise
         finally:
             for future in pending:
                 future.cancel()

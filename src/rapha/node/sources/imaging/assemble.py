@@ -30,7 +30,9 @@ _LONG: Final = frozenset(("OB", "OD", "OF", "OV", "OW", "SQ"))
 _PIXELS: Final = frozenset(
     (Tag.OFFSETS, Tag.OFFSET_LENGTHS, Tag.FLOAT_PIXELS, Tag.DOUBLE_PIXELS, Tag.PIXELS, Tag.TRANSFER_SYNTAX)
 )
-_NEEDED: Final = frozenset(f"{tag:08X}" for tag in VR_OF)
+_AVAILABLE: Final = 0x00083002  # Available Transfer Syntax UID: how the PACS has it stored
+NEEDED: Final = frozenset(f"{tag:08X}" for tag in (*VR_OF, _AVAILABLE))
+"""The tags that `assembled` reads."""
 
 
 class Elsewhere(Exception):  # noqa: N818  a fork in the road
@@ -40,11 +42,6 @@ class Elsewhere(Exception):  # noqa: N818  a fork in the road
 def native(syntax: str) -> bool:
     """Whether pixels in this transfer syntax are plain little endian."""
     return syntax in (_NATIVE, _NATIVE_TOO)
-
-
-def trimmed(header: DataSet) -> DataSet:
-    """What `assembled` may need of an instance's metadata: the rest need not be kept."""
-    return {name: value for name, value in header.items() if name in _NEEDED}
 
 
 def assembled(header: DataSet, frame: memoryview, syntax: str, only: int | None) -> bytes:
@@ -60,7 +57,8 @@ def assembled(header: DataSet, frame: memoryview, syntax: str, only: int | None)
         Elsewhere: a value is not in the metadata, or frames of this syntax can't be had by themselves.
         Unusable: FILE_INVALID where the metadata are not what PS3.18 F describes.
     """
-    if not (native(syntax) or syntax.startswith(_ENCAPSULATED) or syntax == _RLE) or not _whole_bytes(header):
+    known = native(syntax) or syntax.startswith(_ENCAPSULATED) or syntax == _RLE
+    if not known or not _whole_bytes(header) or not _in_order(header, syntax):
         raise Elsewhere
     # JSON is UTF-8 whatever the stored file was (PS3.18, F.2.1).
     kept = {**header, f"{Tag.CHARACTER_SET:08X}": {"vr": "CS", "Value": ["ISO_IR 192"]}}
@@ -83,6 +81,20 @@ def _whole_bytes(header: DataSet) -> bool:
     return not floats and values_at(header, Tag.ALLOCATED, "US") in ((8.0,), (16.0,), (32.0,))
 
 
+def _in_order(header: DataSet, syntax: str) -> bool:
+    """Whether the metadata tell in what order a frame's colours are.
+
+    A server that unpacks compressed frames may convert colours and interleave them, while its metadata go on
+    to say how they are stored.
+    """
+    stored_in = values_at(header, _AVAILABLE, "UI")
+    if not native(syntax) or (len(stored_in) == 1 and native(str(stored_in[0]))):
+        return True
+    planar, photometric = values_at(header, Tag.PLANAR, "US"), values_at(header, Tag.PHOTOMETRIC, "CS")
+    one = values_at(header, Tag.SAMPLES, "US") in ((), (1.0,))
+    return one or (planar in ((), (0.0,)) and photometric == ("RGB",))
+
+
 def _pixels(frame: memoryview, plain: bool) -> bytes:
     even = bytes(frame) + b"\0" * (len(frame) % 2)
     if plain:
@@ -102,6 +114,8 @@ def _encoded(data_set: DataSet, depth: int) -> bytes:
         if attribute is None:
             continue
         vr = vr_of(attribute)
+        if "BulkDataURI" in attribute:
+            raise Elsewhere
         if vr == "UN" and "Value" in attribute:
             vr = VR_OF[tag].decode()
         if (vr == "SQ") != (VR_OF[tag] == b"SQ"):
@@ -122,9 +136,9 @@ def _sequence(attribute: Any, depth: int) -> bytes:
 
 
 def _value(attribute: Mapping[str, Any], vr: str) -> bytes:
-    if "BulkDataURI" in attribute:
-        raise Elsewhere
     if vr in ("OB", "OW", "UN"):
+        if "Value" in attribute:
+            raise Unusable(Quarantine.FILE_INVALID)
         return _inline(attribute.get("InlineBinary", ""))
     values = stored(attribute)
     if vr in _PACK:

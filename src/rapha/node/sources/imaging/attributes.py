@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from rapha.node.sources.imaging.planes import NO_STACK, Stack, coordinates
 from rapha.node.sources.interface import Quarantine
 from rapha.node.sources.workers.interface import Unusable
 
@@ -59,6 +60,8 @@ _OWN_FIELDS: Final = {
     "ImagePositionPatient": "position",
     "ImageOrientationPatient": "orientation",
 }
+_MOST: Final = 65535
+"""Rows, columns and samples: their VR is US."""
 _UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
@@ -72,7 +75,8 @@ class Instance:
         syntax: transfer syntax of the stored bytes.
         frames: at least 1.
         rows, columns: pixels; 0 where absent.
-        position: Image Position (Patient), mm. orientation: Image Orientation (Patient), direction cosines.
+        position: Image Position (Patient), mm. orientation: Image Orientation (Patient), direction cosines;
+            of a multi-frame image with `places`, that of all its frames.
         values: every keyword that the index was asked for: a scalar, several, or None.
         locator: names the bytes within the source.
         places: of a multi-frame image, each frame's position along the normal, mm; else empty.
@@ -105,7 +109,7 @@ def instance_of(
     *,
     syntax: str,
     locator: str,
-    places: tuple[float, ...] = (),
+    stack: Stack = NO_STACK,
     flaw: Quarantine = Quarantine.NONE,
 ) -> Instance:
     """The instance that `get` describes.
@@ -119,6 +123,8 @@ def instance_of(
     frames = _size(get, "NumberOfFrames", 1, 2**31) or 1
     if frames > MAX_FRAMES:
         raise Unusable(Quarantine.TOO_LARGE)
+    if len(stack.places) != frames:
+        stack = NO_STACK
     return Instance(
         sop_uid=uid(get, "SOPInstanceUID"),
         series_uid=uid(get, "SeriesInstanceUID"),
@@ -129,14 +135,14 @@ def instance_of(
         syntax=syntax,
         modality=_text(get, "Modality"),
         frames=frames,
-        rows=_size(get, "Rows", 0, 65535),
-        columns=_size(get, "Columns", 0, 65535),
-        samples=_size(get, "SamplesPerPixel", 1, 65535),
-        position=_numbers(get("ImagePositionPatient"), 3),
-        orientation=_numbers(get("ImageOrientationPatient"), 6),
+        rows=_size(get, "Rows", 0, _MOST),
+        columns=_size(get, "Columns", 0, _MOST),
+        samples=_size(get, "SamplesPerPixel", 1, _MOST),
+        position=coordinates(get("ImagePositionPatient"), 3),
+        orientation=stack.orientation or coordinates(get("ImageOrientationPatient"), 6),
         values={keyword: _compact(get(keyword)) for keyword in wanted},
         locator=locator,
-        places=places if len(places) == frames else (),
+        places=stack.places,
         flaw=flaw,
     )
 
@@ -156,29 +162,18 @@ def value_of(instance: Instance, keyword: str) -> Value:
 def uid(get: Get, keyword: str) -> str:
     """A unique identifier, or "" where it is absent or none (PS3.5, 9.1)."""
     text = _text(get, keyword)
-    return text if len(text) <= 64 and _UID.fullmatch(text) else ""
+    return text if _is_uid(text) else ""
+
+
+def _is_uid(text: str) -> bool:
+    """Whether a reader of ours would give this as a UID: one, or that there is none."""
+    return not text or (len(text) <= 64 and _UID.fullmatch(text) is not None)
 
 
 def clean(text: str) -> str:
     """A text value as it compares: without padding (PS3.5, 6.2), in NFC."""
     text = text.strip(" \0")
     return text if text.isascii() else unicodedata.normalize("NFC", text)
-
-
-def normal_of(orientation: Sequence[float]) -> tuple[float, float, float] | None:
-    """Unit vector across the image plane (PS3.3, C.7.6.2.1.1); None where the cosines aren't a plane."""
-    (a, b, c), (d, e, f) = orientation[:3], orientation[3:]
-    normal = (b * f - c * e, c * d - a * f, a * e - b * d)
-    length = math.hypot(*normal)
-    skewed = abs(a * d + b * e + c * f) > 0.01
-    if skewed or not 0.98 < math.hypot(a, b, c) < 1.02 or not 0.98 < math.hypot(d, e, f) < 1.02:
-        return None
-    return (normal[0] / length, normal[1] / length, normal[2] / length)
-
-
-def along(position: Sequence[float], normal: Sequence[float]) -> float:
-    """Where a plane is along its normal, mm."""
-    return sum(p * n for p, n in zip(position, normal, strict=True))
 
 
 def _text(get: Get, keyword: str) -> str:
@@ -194,11 +189,6 @@ def _size(get: Get, keyword: str, default: int, limit: int) -> int:
     if len(values) > 1 or isinstance(value, str) or not value.is_integer() or not 0 <= value <= limit:
         raise Unusable(Quarantine.FILE_INVALID)
     return int(value)
-
-
-def _numbers(values: Values, count: int) -> tuple[float, ...] | None:
-    numbers = tuple(value for value in values if isinstance(value, float) and abs(value) < 1e9)
-    return numbers if len(numbers) == count == len(values) else None
 
 
 def _compact(values: Values) -> Value:
@@ -235,8 +225,12 @@ class Decoder:
             strings, numbers, position, orientation, values, places = json.loads(reply)
             sop, *others = map(_checked_text, strings)
             series, study, reference, patient, sop_class, syntax, modality = map(self._once, others)
+            if not all(map(_is_uid, (sop, series, study, reference, sop_class))):
+                raise ValueError
             frames, rows, columns, samples, flaw = numbers
             if not all(type(number) is int for number in numbers) or not 1 <= frames <= MAX_FRAMES:
+                raise ValueError
+            if not all(0 <= size <= _MOST for size in (rows, columns, samples)):
                 raise ValueError
             return Instance(
                 sop, series, study, reference, patient, sop_class, syntax, modality,
@@ -261,6 +255,7 @@ class Decoder:
 def _checked_text(value: Any) -> str:
     if type(value) is not str or len(value) > MAX_TEXT:
         raise ValueError
+    value.encode()  # a ValueError too, for half of a surrogate pair: nobody could write it down
     return value
 
 

@@ -11,18 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rapha.node.sources.imaging.codestream import Header, jpeg, jpeg2000, unboxed
+from rapha.node.sources.imaging.codestream import Header, jpeg, jpeg2000, unboxed, unmarked
 from rapha.node.sources.imaging.elements import EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE, Coding
 from rapha.node.sources.imaging.fragments import broken
 from rapha.node.sources.interface import Quarantine
 from rapha.node.sources.workers.interface import Unusable
 
 Array = NDArray[Any]
+Colour = Literal["RGB", "YBR"]
 DEFLATED: Final = "1.2.840.10008.1.2.1.99"
 NATIVE: Final = {
     "1.2.840.10008.1.2": IMPLICIT_LITTLE,
@@ -59,13 +60,13 @@ class Decoded:
     Attributes:
         samples: [rows, columns, samples], of an integer dtype.
         signed: whether the dtype carries the sign already; else the samples are plain bits.
-        rgb: whether the decoder undid a colour transform, so that the samples are RGB.
+        colour: what the code stream itself says that three samples are; None where it doesn't.
         precision: how many bits of each sample hold its value.
     """
 
     samples: Array
     signed: bool
-    rgb: bool
+    colour: Colour | None
     precision: int
 
 
@@ -137,7 +138,7 @@ def _rle(frame: bytes, layout: Layout) -> Decoded:
         broken()
     buffer = decode_frame(frame, layout.rows * layout.columns, layout.allocated, "<")
     samples = _shaped(buffer, f"<u{layout.allocated // 8}", layout, planes=True)
-    return Decoded(samples, signed=False, rgb=False, precision=layout.stored)
+    return Decoded(samples, signed=False, colour=None, precision=layout.stored)
 
 
 def _jpeg_by_process(*processes: int) -> Callable[[bytes, Layout], Decoded]:
@@ -149,22 +150,20 @@ def _jpeg_by_process(*processes: int) -> Callable[[bytes, Layout], Decoded]:
         if header.process not in processes:
             broken()
         if header.process == 0xC3 or header.precision > 8:
-            return _gdcm(frame, layout, header)
-        return _pillow(frame, layout, header)
+            return _gdcm(unmarked(frame), layout, header)
+        return _pillow(unmarked(frame), layout, header)
 
     return decode_jpeg
 
 
 def _pillow(frame: bytes, layout: Layout, header: Header) -> Decoded:
-    """8 bits, sequential: libjpeg-turbo. Components come as stored, unless Adobe's marker says YCbCr."""
+    """8 bits, sequential: libjpeg-turbo."""
     from PIL.JpegImagePlugin import JpegImageFile
 
     with JpegImageFile(BytesIO(frame)) as image:
-        if layout.samples == 3 and header.adobe is None:
-            image.draft("YCbCr", image.size)
         buffer = image.tobytes()
     samples = _shaped(buffer, "u1", layout)
-    return Decoded(samples, signed=False, rgb=header.adobe == 1, precision=8)
+    return Decoded(samples, signed=False, colour="YBR" if header.ybr else None, precision=8)
 
 
 def _gdcm(frame: bytes, layout: Layout, header: Header) -> Decoded:
@@ -201,7 +200,7 @@ def _gdcm(frame: bytes, layout: Layout, header: Header) -> Decoded:
         broken()
     # The binding hands bytes over as text.
     samples = _shaped(text.encode("utf-8", "surrogateescape"), f"<u{container // 8}", layout)
-    return Decoded(samples, signed=False, rgb=False, precision=header.precision)
+    return Decoded(samples, signed=False, colour=None, precision=header.precision)
 
 
 def _jpeg_ls(frame: bytes, layout: Layout) -> Decoded:
@@ -215,7 +214,7 @@ def _jpeg_ls(frame: bytes, layout: Layout) -> Decoded:
     buffer, info = decode_pixel_data(frame)
     planes = info["components"] > 1 and info["interleave_mode"] == 0
     samples = _shaped(buffer, "<u1" if header.precision <= 8 else "<u2", layout, planes=planes)
-    return Decoded(samples, signed=False, rgb=False, precision=header.precision)
+    return Decoded(samples, signed=False, colour=None, precision=header.precision)
 
 
 def _jpeg_2000(frame: bytes, layout: Layout) -> Decoded:
@@ -228,7 +227,9 @@ def _jpeg_2000(frame: bytes, layout: Layout) -> Decoded:
     width = next(size for size in (1, 2, 4) if header.precision <= 8 * size)
     buffer = decode_pixel_data(frame, version=2)
     samples = _shaped(buffer, f"<{'i' if header.signed else 'u'}{width}", layout)
-    return Decoded(samples, signed=header.signed, rgb=header.mixed, precision=header.precision)
+    return Decoded(
+        samples, signed=header.signed, colour="RGB" if header.mixed else None, precision=header.precision
+    )
 
 
 _DECODERS: Final[dict[str, Callable[[bytes, Layout], Decoded]]] = {

@@ -6,7 +6,9 @@ decoder.
 
 from __future__ import annotations
 
+import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +20,13 @@ _ALONE: Final = frozenset({0x01, *range(0xD0, 0xD9)})
 """JPEG markers without a length: TEM, RST0 to RST7, SOI."""
 _SOF: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
 _SOS: Final = 0xDA
+_JFIF: Final = 0xE0
+_ADOBE: Final = 0xEE
+_UNTRANSFORMED: Final = b"\xff\xee\0\x0eAdobe\0\x64" + bytes(5)
+_FILL: Final = re.compile(rb"\xff+")
+"""A marker may be preceded by any number of them (ITU T.81, B.1.1.2)."""
+_REMARKS: Final = frozenset({*range(0xE0, 0xF0), 0xFE})
+"""Application data and comments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +36,7 @@ class Header:
     Attributes:
         process: of a JPEG or JPEG-LS stream, the start-of-frame marker's second byte; else 0.
         precision: bits a sample. signed: of JPEG 2000 only; the others hold plain bits.
-        adobe: the colour transform that an Adobe marker declares: 0 none, 1 YCbCr; None without one.
+        ybr: of JPEG, whether Adobe's marker or else JFIF says that its three components are YCbCr.
         mixed: whether JPEG 2000's own colour transform is undone in decoding, so that RGB comes out.
     """
 
@@ -37,7 +46,7 @@ class Header:
     samples: int
     precision: int
     signed: bool = False
-    adobe: int | None = None
+    ybr: bool = False
     mixed: bool = False
 
 
@@ -47,32 +56,57 @@ def jpeg(data: bytes) -> Header:
     Raises:
         Unusable: PIXELS_INVALID.
     """
+    ybr, adobe, found = False, False, None
+    for marker, start, end in _segments(data):
+        if marker == _ADOBE and data[start : start + 5] == b"Adobe" and end - start >= 12:
+            ybr, adobe = data[start + 11] == 1, True
+        if marker == _JFIF and data[start : start + 5] == b"JFIF\0":
+            ybr = ybr or not adobe
+        if marker in _SOF:
+            if found or end - start < 6 or end - start != 6 + 3 * data[start + 5]:
+                broken()
+            precision, rows, columns, samples = struct.unpack_from(">BHHB", data, start)
+            found = (marker, rows, columns, samples, precision)
+    if found is None:
+        broken()
+    return Header(*found, ybr=ybr and found[3] == 3)
+
+
+def unmarked(data: bytes) -> bytes:
+    """A JPEG stream without comments or application data, but for a marker that nothing was transformed.
+
+    What a decoder takes the components for, and what it makes of them, is its own guess from JFIF, Adobe's
+    marker and the components' names. With this marker it hands over what is stored.
+
+    Precondition: `jpeg` has read it.
+    """
+    kept = (data[start - 4 : end] for marker, start, end in _segments(data) if marker not in _REMARKS)
+    return b"".join((b"\xff\xd8", _UNTRANSFORMED, *kept))
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, and where its content starts and ends; the last is the first scan, with all that follows it."""
     if data[:2] != b"\xff\xd8":
         broken()
-    at, adobe, found = 2, None, None
+    at = 2
     for _ in range(_MAX_MARKERS):
-        while data[at : at + 2] == b"\xff\xff":
-            at += 1
-        if at + 4 > len(data) or data[at] != 0xFF:
+        filled = _FILL.match(data, at) or broken()
+        at = filled.end() - 1
+        if at + 4 > len(data):
             broken()
         marker, length = struct.unpack_from(">xBH", data, at)
+        if marker == _SOS:
+            yield marker, at + 4, len(data)
+            return
         if marker in _ALONE:
             at += 2
             continue
-        body = data[at + 4 : at + 2 + length]
-        if marker == _SOS or length < 2 or len(body) != length - 2:
-            break
-        if marker == 0xEE and body[:5] == b"Adobe" and len(body) >= 12:
-            adobe = body[11]
-        if marker in _SOF:
-            if found or len(body) < 6 or len(body) != 6 + 3 * body[5]:
-                broken()
-            precision, rows, columns, samples = struct.unpack_from(">BHHB", body)
-            found = (marker, rows, columns, samples, precision)
-        at += 2 + length
-    if found is None or marker != _SOS:
-        broken()
-    return Header(*found, adobe=adobe)
+        end = at + 2 + length
+        if length < 2 or end > len(data):
+            broken()
+        yield marker, at + 4, end
+        at = end
+    broken()
 
 
 def jpeg2000(data: bytes) -> Header:

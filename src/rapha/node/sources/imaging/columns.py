@@ -25,6 +25,9 @@ OLDEST: Final = 90
 _AGE: Final = re.compile(r"([0-9]{1,3})([DWMY])")
 _PER_YEAR: Final = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0}
 _DAY: Final = re.compile(r"([0-9]{4})\.?([0-9]{2})\.?([0-9]{2})")
+_DAY_AND_TIME: Final = re.compile(
+    r"([0-9]{4})([0-9]{2})([0-9]{2})(?:[0-9]{2}){0,3}(?:\.[0-9]{1,6})?(?:[+-][0-9]{4})?"
+)
 _TIME: Final = re.compile(r"([0-9]{2}):?([0-9]{2})?:?([0-9]{2})?(\.[0-9]{1,6})?")
 _EPOCH: Final = date(1970, 1, 1).toordinal()
 
@@ -134,7 +137,8 @@ class Columns:
         key, of = self._labels.key, self._labels.of[rule.field.name]
 
         def read(instance: Instance) -> Value:
-            label = of.get(str(value_of(instance, key)))
+            value = value_of(instance, key)
+            label = of.get(value) if isinstance(value, str) else None  # none, or several, name no row
             return None if label is None else float(label)
 
         return read
@@ -233,8 +237,10 @@ def _text(value: Value) -> str:
 
 
 def _day(value: Value) -> int | None:
-    """A DA, or the date of a DT, as days of the calendar."""
-    if not isinstance(value, str) or not (found := _DAY.match(value)):
+    """A DA, or the date of a DT, as days of the calendar; None for what is neither, such as a range."""
+    if not isinstance(value, str):
+        return None
+    if not (found := _DAY.fullmatch(value) or _DAY_AND_TIME.fullmatch(value)):
         return None
     try:
         return date(*map(int, found.groups())).toordinal()

@@ -137,6 +137,10 @@ class Decoder:
         return file
 
     def _series(self, item: Args, stored: Sequence[BinaryIO]) -> tuple[bytes, list[Array]]:
+        digest, ranks, stacks = self._stacked(item, stored)  # the files are out of memory again
+        return digest, [stack.axes.finished(stack.ordered(ranks)) for stack in stacks]
+
+    def _stacked(self, item: Args, stored: Sequence[BinaryIO]) -> tuple[bytes, list[int], list[_Stack]]:
         digest = hashlib.sha256()
         stacks = [_Stack(axes) for axes in self._axes]
         planes: list[volume.Plane | None] = []
@@ -151,8 +155,7 @@ class Decoder:
                 planes.append(volume.plane_of(image, frame))
                 for stack in stacks:
                     stack.add(image, frame, max(len(stored), image.frames))
-        ranks = volume.order(planes)
-        return digest.digest(), [stack.axes.finished(stack.ordered(ranks)) for stack in stacks]
+        return digest.digest(), volume.order(planes), stacks
 
     def _pair(self, item: Args, stored: Sequence[BinaryIO]) -> tuple[bytes, list[Array]]:
         data = [_read(one) for one in stored]

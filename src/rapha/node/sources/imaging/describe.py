@@ -5,17 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from rapha.node.sources.imaging.attributes import (
-    MAX_FRAMES,
-    STRUCTURE,
-    Instance,
-    Values,
-    along,
-    instance_of,
-    normal_of,
-)
+from rapha.node.sources.imaging.attributes import MAX_FRAMES, STRUCTURE, Instance, Values, instance_of
 from rapha.node.sources.imaging.dicomjson import DataSet, items_at, values_at
 from rapha.node.sources.imaging.headers import Setup
+from rapha.node.sources.imaging.planes import NO_STACK, Stack, stacked
 from rapha.node.sources.imaging.tags import Tag
 from rapha.node.sources.interface import Quarantine
 
@@ -32,6 +25,12 @@ class Describer:
             **{keyword: _in_dictionary(keyword) for keyword in STRUCTURE},
             **{one.keyword: (one.tag, one.vr) for one in setup.attributes},
         }
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """The tags of what is read."""
+        more = (_AVAILABLE, *((Tag.FRAME_GROUPS, Tag.SHARED_GROUPS) if self._setup.places else ()))
+        return frozenset(f"{tag:08X}" for tag in (*(tag for tag, _ in self._tags.values()), *more))
 
     def instance(self, header: DataSet, locator: str) -> Instance:
         """The image that `header` describes.
@@ -51,7 +50,7 @@ class Describer:
             self._setup.wanted,
             syntax=str(syntax[0]) if len(syntax) == 1 else "",
             locator=locator,
-            places=_places(header) if self._setup.places else (),
+            stack=_stack(header) if self._setup.places else NO_STACK,
             flaw=Quarantine.NONE if sized else Quarantine.PIXELS_MISSING,
         )
 
@@ -63,23 +62,17 @@ def _in_dictionary(keyword: str) -> tuple[int, str]:
     return int(tag), dictionary_VR(tag)
 
 
-def _places(header: DataSet) -> tuple[float, ...]:
-    """Each frame's position along the normal of the frames, mm; empty where they have no common normal."""
+def _stack(header: DataSet) -> Stack:
+    """The frames, if they are parallel."""
     groups = items_at(header, Tag.FRAME_GROUPS)[:MAX_FRAMES]
     shared = next(iter(items_at(header, Tag.SHARED_GROUPS)), {})
-    places: list[float] = []
-    first: Values = ()
-    for group in groups:
-        position = _macro(group, shared, Tag.PLANE_POSITIONS, Tag.POSITION)
-        orientation = _macro(group, shared, Tag.PLANE_ORIENTATIONS, Tag.ORIENTATION)
-        first = first or orientation
-        if len(position) != 3 or len(orientation) != 6 or orientation != first:
-            return ()
-        normal = normal_of([float(cosine) for cosine in orientation])
-        if normal is None:
-            return ()
-        places.append(along([float(part) for part in position], normal))
-    return tuple(places)
+    return stacked(
+        (
+            _macro(group, shared, Tag.PLANE_POSITIONS, Tag.POSITION),
+            _macro(group, shared, Tag.PLANE_ORIENTATIONS, Tag.ORIENTATION),
+        )
+        for group in groups
+    )
 
 
 def _macro(group: DataSet, shared: DataSet, sequence: Tag, tag: Tag) -> Values:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ MAX_DEPTH: Final = 64
 MAX_NODES: Final = 2**22
 """Most commas and brackets of an answer: what its objects in memory may grow to."""
 _MAX_DIGITS: Final = 40
-_BLANK: Final = " \t\r\n"
+_BLANK: Final = re.compile(r"[ \t\r\n]*")
 _TEXTS: Final = frozenset(
     ("AE", "AS", "CS", "DA", "DT", "LO", "LT", "SH", "ST", "TM", "UC", "UI", "UR", "UT")
 )
@@ -32,8 +33,8 @@ DataSet = Mapping[str, Any]
 """One data set: attributes by tag, eight upper-case hex digits."""
 
 
-def data_sets(content: bytes) -> Iterator[DataSet]:
-    """The data sets in an answer, one after the other.
+def data_sets(content: bytes, keep: frozenset[str] | None = None) -> Iterator[DataSet]:
+    """The data sets in an answer, one after the other, of which only the tags in `keep` stay in memory.
 
     Raises:
         Malformed: what is not an array of objects in strict JSON: duplicate keys, NaN, numbers of more than
@@ -42,7 +43,8 @@ def data_sets(content: bytes) -> Iterator[DataSet]:
     if sum(map(content.count, (b",", b"{", b"["))) > MAX_NODES:
         raise Malformed("too much JSON")
     try:
-        yield from _elements(content.decode("utf-8"))
+        for data_set in _elements(content.decode("utf-8")):
+            yield data_set if keep is None else {tag: data_set[tag] for tag in keep & data_set.keys()}
     except (RecursionError, UnicodeError):
         raise Malformed("not JSON") from None
 
@@ -75,9 +77,8 @@ def _one(text: str, at: int) -> tuple[DataSet, int]:
 
 
 def _skip(text: str, at: int) -> int:
-    while at < len(text) and text[at] in _BLANK:
-        at += 1
-    return at
+    found = _BLANK.match(text, at)
+    return found.end() if found else at
 
 
 def _check_depth(value: Any) -> None:
@@ -137,7 +138,8 @@ def values_at(data_set: DataSet, tag: int, vr: str) -> Values:
     if len(values) > MAX_VALUES:
         raise Unusable(Quarantine.TOO_LARGE)
     if vr in _NUMBERS and written in _NUMBERS:
-        return tuple(number_of(value, written) for value in values if value is not None and value != "")
+        last = max((n for n, value in enumerate(values, 1) if value is not None and value != ""), default=0)
+        return tuple(number_of(value, written) for value in values[:last])  # a y must not become an x
     if vr in _TEXTS and written in _TEXTS:
         words = tuple(clean(_text_of(value, written)) for value in values)
         return words if any(words) else ()

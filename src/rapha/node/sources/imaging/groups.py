@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rapha.node.sources.imaging.elements import Elements
+from rapha.node.sources.imaging.elements import Elements, invalid
 from rapha.node.sources.imaging.tags import Tag
 
 
@@ -13,8 +13,13 @@ def of_frame(elements: Elements, frame: int, macro: Tag) -> Iterator[Elements]:
 
     The frame's own functional group, the shared one, and the data set itself, which is where a
     single-frame image has it.
+
+    Raises:
+        Unusable: FILE_INVALID, also where other frames have groups of their own and this one has none.
     """
-    if frame < elements.items(Tag.FRAME_GROUPS):
+    if groups := elements.items(Tag.FRAME_GROUPS):
+        if frame >= groups:
+            invalid()  # what holds for this frame is not known
         yield from _macro(elements.item(Tag.FRAME_GROUPS, frame), macro)
     if elements.items(Tag.SHARED_GROUPS):
         yield from _macro(elements.item(Tag.SHARED_GROUPS), macro)

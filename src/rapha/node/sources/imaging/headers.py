@@ -23,8 +23,9 @@ from rapha.node.sources.imaging.attributes import (
     encode,
     instance_of,
 )
-from rapha.node.sources.imaging.frames import places_of
-from rapha.node.sources.imaging.values import NUMERIC, values_of
+from rapha.node.sources.imaging.frames import stack_of
+from rapha.node.sources.imaging.planes import NO_STACK
+from rapha.node.sources.imaging.values import stored_values
 from rapha.node.sources.imaging.walk import (
     BIG_ENDIAN,
     DEFLATED,
@@ -161,7 +162,7 @@ class _Reader:
             self._setup.wanted,
             syntax=syntax,
             locator="",
-            places=places_of(walk, *groups) if self._setup.places else (),
+            stack=stack_of(walk, *groups) if self._setup.places else NO_STACK,
             flaw=flaw,
         )
 
@@ -199,10 +200,7 @@ class _Header:
 
     def _values(self, tag: int, vr: bytes, charset: tuple[str, ...]) -> Values:
         element = self._found[tag]
-        written = element.vr if element.vr not in (b"", b"UN") else vr
-        if (written in NUMERIC) != (vr in NUMERIC):
-            raise Unusable(Quarantine.FILE_INVALID)
-        return values_of(written, self.walk.value(element), self.walk.coding.order, charset)
+        return stored_values(vr, element.vr, self.walk.value(element), self.walk.coding.order, charset)
 
 
 def _without_mark(head: bytes) -> Aside:

@@ -61,13 +61,19 @@ class Pacs:
             self._origin = (parts.scheme.encode(), (parts.hostname or "").encode(), parts.port)
         except ValueError:
             raise Refused("node.dataset_invalid", "`url` names a port that there isn't") from None
-        if not parts.hostname:
+        try:
+            named = bool((parts.hostname or "").encode("idna"))
+        except UnicodeError:  # an empty or overlong label, as in "a..b"
+            named = False
+        if not named:
             raise Refused("node.dataset_invalid", "`url` names no host")
         self._root = parts.path
+        self._authority = parts.netloc  # httpcore would leave out the brackets of an IPv6 address
         self._limits = limits or Limits()
         self._login = login(source, folder)
         self._trust = None if parts.scheme == "http" else trusted(source, folder)
         self._idle: list[Line] = []
+        self._busy: set[Line] = set()
         self._lock = threading.Lock()
         self._closed = threading.Event()
 
@@ -92,10 +98,12 @@ class Pacs:
         raise Failed(fault)
 
     def close(self) -> None:
-        """Close the connections, and end every wait. Idempotent."""
+        """Close the connections, and end every call and wait. Idempotent."""
         with self._lock:
             self._closed.set()
             idle, self._idle = self._idle, []
+            for line in self._busy:  # closed by those who use them
+                line.cut()
         for line in idle:
             line.pool.close()
 
@@ -106,11 +114,13 @@ class Pacs:
             if self._closed.is_set():
                 raise Failed(Fault.UNREACHABLE)
             line = self._idle.pop() if self._idle else Line(self._trust, deadline)
-        line.deadline, line.ended = deadline, False
+            line.deadline, line.ended = deadline, False
+            self._busy.add(line)
         try:
             yield line
         finally:
             with self._lock:
+                self._busy.discard(line)
                 over = self._closed.is_set()
                 if not over:
                     self._idle.append(line)
@@ -121,7 +131,12 @@ class Pacs:
         scheme, host, port = self._origin
         url = httpcore.URL(scheme=scheme, host=host, port=port, target=target.below(self._root))
         # "identity": what is counted is what came over the wire, and nothing can swell.
-        headers = [("Accept", accept), ("Accept-Encoding", "identity"), ("User-Agent", "rapha")]
+        headers = [
+            ("Host", self._authority),
+            ("Accept", accept),
+            ("Accept-Encoding", "identity"),
+            ("User-Agent", "rapha"),
+        ]
         if self._login is not None:
             headers.append(("Authorization", self._login.header()))
         with _faults(line), line.pool.stream("GET", url, headers=headers) as response:

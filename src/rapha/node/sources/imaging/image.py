@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapha.node.sources.imaging import codecs
-from rapha.node.sources.imaging.codecs import DEFLATED, NATIVE, Layout
+from rapha.node.sources.imaging.codecs import DEFLATED, NATIVE, Colour, Layout
 from rapha.node.sources.imaging.elements import EXPLICIT_LITTLE, Elements, head, invalid
 from rapha.node.sources.imaging.fragments import Fragment, broken, frames_of
 from rapha.node.sources.imaging.tags import Tag
@@ -35,11 +35,12 @@ class Stored:
 
     Attributes:
         samples: [rows, columns, samples]; integers by Bits Stored and Pixel Representation, or floats.
-        rgb: whether a decoder has already made RGB of another colour space.
+        colour: what a code stream says that three samples are, whatever Photometric Interpretation is; None
+            where it says nothing.
     """
 
     samples: Array
-    rgb: bool = False
+    colour: Colour | None = None
 
 
 class Image:
@@ -117,8 +118,13 @@ class Image:
             samples=whole(Tag.SAMPLES, 1),
             allocated=allocated,
             stored=stored,
-            signed=whole(Tag.SIGNED, 0) == 1,
+            signed=self._flag(Tag.SIGNED),
         )
+
+    def _flag(self, tag: Tag) -> bool:
+        """An attribute that is 0 or 1: another number has no meaning that could be guessed."""
+        value = self.elements.whole(tag, 0)
+        return value == 1 if value in (0, 1) else broken()
 
     def _check(self) -> None:
         """The description makes sense by itself, and agrees with the bytes that are there."""
@@ -128,7 +134,7 @@ class Image:
         bits = image.allocated in allocated and 1 <= image.stored <= image.allocated
         if not sizes or not bits or not image.stored - 1 <= self._high < image.allocated:
             broken()
-        if image.samples == 3 and (image.signed or self._tag in _FLOATS or image.allocated == 1):
+        if image.samples == 3 and (image.signed or self._tag in _FLOATS or image.stored < 8):
             broken()
         if image.allocated == 1 and image.signed:
             broken()
@@ -175,7 +181,7 @@ class Image:
         else:
             count = image.rows * image.columns * image.samples
             array = np.frombuffer(self._file, dtype, count, self._start + frame * size)
-        if image.samples == 3 and self.elements.whole(Tag.PLANAR, 0) == 1:
+        if image.samples == 3 and self._flag(Tag.PLANAR):
             return array.reshape(3, image.rows, image.columns).transpose(1, 2, 0)
         return array.reshape(image.rows, image.columns, image.samples)
 
@@ -190,18 +196,20 @@ class Image:
     def _decoded(self, frame: int) -> Stored:
         data = b"".join(self._file[start:end] for start, end in self._fragments[frame])
         decoded = codecs.decode(self.syntax, data, self.layout)
+        if self.layout.samples == 3 and decoded.precision != self.layout.stored:
+            broken()  # how bright its brightest is would be a guess
         if decoded.signed:
             if not self.layout.signed:
                 broken()
-            return Stored(decoded.samples, decoded.rgb)
+            return Stored(decoded.samples, decoded.colour)
         if decoded.precision > self.layout.stored:
-            return Stored(self._valued(decoded.samples, self.layout.stored, self._high), decoded.rgb)
+            return Stored(self._valued(decoded.samples, self.layout.stored, self._high), decoded.colour)
         if self.layout.signed and decoded.precision < self.layout.stored:
             broken()
         values = self._valued(decoded.samples, decoded.precision, decoded.precision - 1)
         # A decoder's container fits the stream's precision; what follows counts on Bits Allocated's.
         wide = np.promote_types(values.dtype, f"{values.dtype.kind}{self.layout.allocated // 8}")
-        return Stored(values.astype(wide, copy=False), decoded.rgb)
+        return Stored(values.astype(wide, copy=False), decoded.colour)
 
     @cached_property
     def _fragments(self) -> list[list[Fragment]]:

@@ -15,6 +15,8 @@ from rapha.spec.refusals import Refused
 MAX_ROWS: Final = 20_000_000
 MAX_COLUMNS: Final = 4096
 MAX_FILE_BYTES: Final = 2**31
+_EXACT: Final = 2**53
+"""Up to here columns hold every integer exactly."""
 _THRIFT_LIMIT: Final = 64 * 2**20
 
 Label = float | int | bool
@@ -123,6 +125,8 @@ def _labels(column: Any, field: Field, keys: list[str | None], table: LabelTable
         if not column.type.equals(_type(field)):
             raise _invalid(table, f"{field.where} is not of type {field.dtype}")
         values = column.to_pylist()
+        if field.dtype == "int64" and any(abs(value or 0) > _EXACT for value in values):
+            raise _invalid(table, f"{field.where} holds a number past 2^53")
     return {key: value for key, value in zip(keys, values, strict=True) if key and value is not None}
 
 

@@ -4,8 +4,10 @@
   is multi-frame, or the Modality LUT (PS3.3, C.11.1). So CT comes in HU and PT as rescaled activity (mostly
   Bq/ml; no SUV, which needs weight and dose).
 - A padding value goes through it like any other.
-- MONOCHROME1 is turned over within its stored range, so that more is brighter everywhere; but not in CT and
-  PT, whose values are quantities, however they are to be shown.
+- MONOCHROME1 is turned over within its stored range (or that of its Modality LUT), so that more is brighter
+  everywhere; but not in CT and PT, whose values are quantities, however they are to be shown.
+- Colour is what the code stream says it is, where that says it (JPEG 2000's component transform; of lossy
+  JPEG, Adobe's marker or JFIF); else what Photometric Interpretation says. Cameras' JPEGs get wrapped as RGB.
 - Windows and other VOI transforms are for the job to declare, not for the file.
 """
 
@@ -18,6 +20,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rapha.node.sources.imaging.codecs import Colour
 from rapha.node.sources.imaging.elements import Elements
 from rapha.node.sources.imaging.fragments import broken
 from rapha.node.sources.imaging.groups import numbers
@@ -25,12 +28,13 @@ from rapha.node.sources.imaging.image import Image, Stored
 from rapha.node.sources.imaging.tags import Tag
 from rapha.node.sources.interface import Quarantine
 from rapha.node.sources.workers.interface import Unusable
-from rapha.runtime.transforms import cast
+from rapha.runtime.casting import cast
 
 Array = NDArray[Any]
 Channels = Literal[1, 3]
 QUANTITIES: Final = frozenset({"CT", "PT"})
 """Modalities whose values are measurements."""
+_SPACES: Final[dict[str, Colour]] = {"RGB": "RGB", "YBR_FULL": "YBR", "YBR_FULL_422": "YBR"}
 _LUMINANCE: Final = np.array([0.299, 0.587, 0.114])
 """ITU-R BT.601, as YBR_FULL is defined (PS3.3, C.7.6.3.1.2)."""
 
@@ -75,14 +79,16 @@ def _grey(image: Image, frame: int, samples: Array, dtype: str) -> Array:
             raise Unusable(Quarantine.PHOTOMETRIC_UNSUPPORTED)
         if not np.isfinite(samples).all():
             raise Unusable(Quarantine.VALUE_NOT_FINITE)
-    elif image.photometric == "MONOCHROME1" and image.elements.text(Tag.MODALITY) not in QUANTITIES:
-        samples = ~samples if image.layout.signed else samples ^ ((1 << image.layout.stored) - 1)
+    turned = image.photometric == "MONOCHROME1" and image.elements.text(Tag.MODALITY) not in QUANTITIES
     if image.elements.items(Tag.MODALITY_TABLE):
         if samples.dtype.kind == "f":
             broken()
         item = image.elements.item(Tag.MODALITY_TABLE)
         table = _table(item, Tag.TABLE_DESCRIPTOR, Tag.TABLE_DATA, image.layout.signed)
-        return cast(table.of(samples), dtype)
+        found = table.of(samples)
+        return cast(found ^ ((1 << table.bits) - 1) if turned else found, dtype)
+    if turned:
+        samples = ~samples if image.layout.signed else samples ^ ((1 << image.layout.stored) - 1)
     slope, intercept = _rescale(image.elements, frame)
     return _rescaled(samples, slope, intercept, dtype)
 
@@ -119,9 +125,10 @@ def _colour(image: Image, stored: Stored) -> NDArray[np.uint8]:
         return _palette(image, samples[..., 0])
     if image.layout.samples != 3:
         raise Unusable(Quarantine.PHOTOMETRIC_UNSUPPORTED)
-    if photometric == "RGB" or stored.rgb:
+    space = stored.colour or _SPACES.get(photometric)
+    if space == "RGB":
         return _eight_bits(samples, image.layout.stored)
-    if photometric not in ("YBR_FULL", "YBR_FULL_422"):
+    if space != "YBR":
         raise Unusable(Quarantine.PHOTOMETRIC_UNSUPPORTED)
     return _from_ybr(_eight_bits(samples, image.layout.stored))
 

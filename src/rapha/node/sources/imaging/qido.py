@@ -1,23 +1,35 @@
 """Finding what a dataset is made of (QIDO-RS, PS3.18 10.6): only by searches that can't be broad.
 
-A search takes a `Narrow`, and each of its three kinds names what narrows it; there is no other way to ask.
 Every answer is held against what was asked, since a server that ignores a key answers with the archive.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
 from typing import Final
 
-from rapha.node.sources.imaging.dicomjson import DataSet, data_sets, values_at
+from rapha.node.sources.imaging.dicomjson import DataSet, data_sets
 from rapha.node.sources.imaging.http import Pacs, Target
 from rapha.node.sources.imaging.multipart import Malformed
+from rapha.node.sources.imaging.narrow import (
+    KEPT,
+    Narrow,
+    OfDays,
+    OfPatient,
+    OfStudy,
+    answers,
+    differs_by_case,
+    is_uid,
+    keys,
+    tag_of,
+    text_of,
+)
+from rapha.node.sources.imaging.series import Lost
 from rapha.node.sources.imaging.wire import Failed, Fault
+from rapha.node.sources.interface import Quarantine
+from rapha.node.sources.tree import printable
 from rapha.node.sources.workers.interface import Unusable
-from rapha.spec.imaging import Scope
 from rapha.spec.refusals import Refused
 
 JSON: Final = "application/dicom+json"
@@ -26,157 +38,128 @@ MAX_PAGES: Final = 2048
 MAX_FOUND: Final = 100_000
 """Studies of one search, or images of one study."""
 MAX_PAGE_BYTES: Final = 32 * 2**20
-MAX_DAYS: Final = 7
-"""Of one search; a longer window is walked."""
-_TAGS: Final = {
-    "StudyDate": (0x00080020, "DA"),
-    "ModalitiesInStudy": (0x00080061, "CS"),
-    "Modality": (0x00080060, "CS"),
-    "PatientID": (0x00100020, "LO"),
-    "StudyInstanceUID": (0x0020000D, "UI"),
-    "SeriesInstanceUID": (0x0020000E, "UI"),
-    "SOPInstanceUID": (0x00080018, "UI"),
-}
-_UID: Final = re.compile(r"[0-9]+(\.[0-9]+)+")
-_CODE: Final = re.compile(r"[A-Z0-9_][A-Z0-9_ ]{0,15}")
+MAX_NAME: Final = 128
+"""Characters of what is no identifier, in the hospital's report."""
 _UNREACHED: Final = frozenset((
     Fault.UNREACHABLE, Fault.UNTRUSTED, Fault.LOGIN, Fault.FORBIDDEN, Fault.FAILING, Fault.TOO_SLOW,
 ))  # fmt: skip
 
 
-def is_uid(text: str) -> bool:
-    """Whether `text` is a unique identifier (PS3.5, 9.1)."""
-    return len(text) <= 64 and _UID.fullmatch(text) is not None
-
-
-@dataclass(frozen=True, slots=True)
-class OfStudy:
-    """The images of one study. Raises `Refused` (`node.query_broad`) where it is no UID."""
-
-    uid: str
-
-    def __post_init__(self) -> None:
-        if not is_uid(self.uid):
-            raise Refused("node.query_broad", "a study is named by its UID")
-
-
-@dataclass(frozen=True, slots=True)
-class OfPatient:
-    """The studies of one patient. Raises `Refused` (`node.query_broad`).
-
-    An empty identifier matches every patient, `*` and `?` match any characters, and a backslash lists
-    several (PS3.4, C.2.2.2); none has a way to be escaped.
-    """
-
-    identifier: str
-
-    def __post_init__(self) -> None:
-        text = self.identifier
-        if not text.strip() or len(text) > 64 or not text.isprintable() or set(text) & set("*?\\"):
-            raise Refused("node.query_broad", "a patient is named by an identifier without wildcards")
-
-
-@dataclass(frozen=True, slots=True)
-class OfDays:
-    """The studies with a modality, of at most `MAX_DAYS` days. Raises `Refused` (`node.query_broad`)."""
-
-    modality: str
-    first: date
-    last: date
-
-    def __post_init__(self) -> None:
-        if not _CODE.fullmatch(self.modality):
-            raise Refused("node.query_broad", "a modality is a code")
-        if not timedelta(0) <= self.last - self.first < timedelta(days=MAX_DAYS):
-            raise Refused("node.query_broad", f"a search spans one to {MAX_DAYS} days")
-
-
-Narrow = OfPatient | OfDays
-
-
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A study of the scope, and the search that found it; None where the manifest names the study."""
+    """A study of the scope, and the searches that found it; none where the manifest names the study."""
 
     uid: str
-    narrow: Narrow | None = None
+    narrows: tuple[Narrow, ...] = ()
+
+    @property
+    def modality(self) -> str | None:
+        """The only one that was asked for, if any."""
+        return next((one.modality for one in self.narrows if isinstance(one, OfDays)), None)
+
+    def holds(self, header: DataSet) -> bool:
+        """Whether an image of the study with these metadata was asked for.
+
+        Raises:
+            Unusable: as `answers`; VALUE_MISSING where they don't tell the date that was asked for.
+        """
+        dated = all(isinstance(one, OfPatient) for one in self.narrows) or text_of(header, "StudyDate")
+        if not dated:
+            raise Unusable(Quarantine.VALUE_MISSING)
+        return not self.narrows or any(answers(header, one) for one in self.narrows)
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One image that the PACS says it has."""
+    """One image that the PACS says it has; `quarantine` where it can't be asked for by that name."""
 
     sop_uid: str
     series_uid: str
-
-
-def searches(scope: Scope, patients: tuple[str, ...]) -> Iterator[Narrow]:
-    """The searches that find a scope's studies, where it doesn't name them.
-
-    Raises:
-        Refused: `node.query_broad`; `node.dataset_invalid` for a day that there isn't.
-    """
-    if scope.modality is not None and scope.since is not None and scope.until is not None:
-        first, end = _day(scope.since), _day(scope.until)
-        for days in range(0, (end - first).days + 1, MAX_DAYS):
-            day = first + timedelta(days=days)
-            yield OfDays(scope.modality, day, day + min(end - day, timedelta(days=MAX_DAYS - 1)))
-    yield from map(OfPatient, patients)
+    quarantine: Quarantine = Quarantine.NONE
 
 
 class Finder:
     """Searches one PACS. Every method raises `Refused`.
 
     `node.dataset_missing`: it does not answer; `node.dataset_invalid`: not as PS3.18 says, with what it
-    wasn't asked for, or without end. A list that may be short of something is no list.
+    wasn't asked for, or without end. A list that may be short of something is no list. What is wrong with
+    one study or image costs that one: it is there, with a name for the hospital's report and the reason.
     """
 
     def __init__(self, pacs: Pacs, page: int = PAGE) -> None:
         self._pacs, self._page = pacs, page
 
-    def studies(self, narrow: Narrow) -> list[Study]:
-        """The studies that `narrow` finds."""
-        found = []
-        for data_set in self._walk(("studies",), _keys(narrow), "StudyInstanceUID"):
-            uid = text_of(data_set, "StudyInstanceUID")
-            if not answers(data_set, narrow):
+    def studies(self, narrow: Narrow) -> tuple[list[Study], list[Lost]]:
+        """The studies that `narrow` finds, and those that can't be used."""
+        found: list[Study] = []
+        lost: list[Lost] = []
+        for number, data_set in self._walk(("studies",), keys(narrow), ("StudyInstanceUID", "PatientID")):
+            uid = _word(data_set, "StudyInstanceUID")
+            name = printable(uid[:MAX_NAME]) or f"study {number} of a search"
+            try:
+                asked = answers(data_set, narrow)
+            except Unusable as unusable:
+                lost.append((name, unusable.quarantine))
+                continue
+            if not asked and differs_by_case(data_set, narrow):  # many a PACS ignores it
+                continue
+            if not asked:
                 raise Refused("node.dataset_invalid", "the PACS answers with a study that wasn't asked for")
-            found.append(Study(uid, narrow))
-        return found
+            if is_uid(uid):
+                found.append(Study(uid, (narrow,)))
+            else:
+                lost.append((name, Quarantine.UID_MISSING))
+        return found, lost
 
     def images(self, study: Study) -> list[Found]:
         """The images of a study; none where the PACS doesn't have it."""
         uid = OfStudy(study.uid).uid
-        keys = [("includefield", "SOPInstanceUID"), ("includefield", "SeriesInstanceUID")]
-        if isinstance(study.narrow, OfDays):
-            keys.append(("Modality", study.narrow.modality))
+        asked = [("includefield", "SOPInstanceUID"), ("includefield", "SeriesInstanceUID")]
+        if study.modality is not None:
+            asked.append(("Modality", study.modality))
+        asked.append(("includefield", "PatientID"))
         found = []
-        for data_set in self._walk(("studies", uid, "instances"), keys, "SOPInstanceUID"):
-            if text_of(data_set, "StudyInstanceUID") not in ("", uid):
+        path, apart = ("studies", uid, "instances"), ("SOPInstanceUID", "SeriesInstanceUID", "PatientID")
+        for number, data_set in self._walk(path, asked, apart):
+            if _word(data_set, "StudyInstanceUID") not in ("", uid):
                 raise Refused("node.dataset_invalid", "the PACS answers with another study's images")
-            series = text_of(data_set, "SeriesInstanceUID")
-            if not is_uid(series):
-                raise Refused("node.dataset_invalid", "the PACS answers with an image of no series")
-            found.append(Found(text_of(data_set, "SOPInstanceUID"), series))
+            sop, series = _word(data_set, "SOPInstanceUID"), _word(data_set, "SeriesInstanceUID")
+            if is_uid(sop) and is_uid(series):
+                found.append(Found(sop, series))
+            else:
+                name = name_of(data_set) or f"{uid}/{number}"
+                found.append(Found(name, series, Quarantine.UID_MISSING))
         return found
 
-    def _walk(self, path: tuple[str, ...], keys: list[tuple[str, str]], key: str) -> Iterator[DataSet]:
-        """All pages, until one is empty: a short page may be the server's own limit."""
-        seen: set[str] = set()
+    def close(self) -> None:
+        """End every call, also those that others are waiting for."""
+        self._pacs.close()
+
+    def _walk(
+        self, path: tuple[str, ...], asked: list[tuple[str, str]], names: Sequence[str]
+    ) -> Iterator[tuple[int, DataSet]]:
+        """All results, numbered from 1, until a page is empty: a short one may be the server's own limit.
+
+        Args:
+            names: what tells results apart. One that has the first of them comes once.
+        """
+        seen: set[tuple[str, ...]] = set()
+        count = 0
         for _ in range(MAX_PAGES):
-            query = (*keys, ("limit", str(self._page)), ("offset", str(len(seen))))
+            query = (*asked, ("limit", str(self._page)), ("offset", str(count)))
             page = self._ask(Target(path, query))
             if not page:
                 return
+            if not any(tag_of(names[0]) in data_set for data_set in page):
+                raise Refused("node.dataset_invalid", "the PACS answers with something without a UID")
             for data_set in page:
-                name = text_of(data_set, key)
-                if not is_uid(name):
-                    raise Refused("node.dataset_invalid", "the PACS answers with something without a UID")
-                if name in seen:
+                count += 1
+                name = tuple(_word(data_set, keyword) for keyword in names)
+                if name[0] and name in seen:
                     raise Refused("node.dataset_invalid", "the PACS repeats itself instead of going on")
                 seen.add(name)
-                yield data_set
-            if len(seen) > MAX_FOUND:
+                yield count, data_set
+            if count > MAX_FOUND:
                 break
         raise Refused("node.dataset_invalid", f"a search finds more than {MAX_FOUND}, or never ends")
 
@@ -187,7 +170,7 @@ class Finder:
                 return []
             if answer.kind.name not in (JSON, "application/json"):
                 raise Failed(Fault.GARBLED)
-            return list(data_sets(answer.content))
+            return list(data_sets(answer.content, KEPT))
         except Failed as failed:
             if failed.fault is Fault.ABSENT:  # some servers say so where others send an empty list
                 return []
@@ -202,51 +185,14 @@ def refusal(failed: Failed) -> Refused:
     return Refused(code, failed.fault.value)
 
 
-def text_of(data_set: DataSet, keyword: str) -> str:
-    """The one text of an attribute that searches name, "" where there isn't exactly one.
-
-    Raises:
-        Refused: `node.dataset_invalid`.
-    """
-    tag, vr = _TAGS[keyword]
+def _word(data_set: DataSet, keyword: str) -> str:
+    """As `text_of`; "" also for what is no text."""
     try:
-        values = values_at(data_set, tag, vr)
+        return text_of(data_set, keyword)
     except Unusable:
-        raise Refused("node.dataset_invalid", f"the PACS answers with a {keyword} that is none") from None
-    return str(values[0]) if len(values) == 1 else ""
+        return ""
 
 
-def _day(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise Refused("node.dataset_invalid", f"the calendar has no {text}") from None
-
-
-def _stored(day: date) -> str:
-    """As VR DA writes it (PS3.5, 6.2)."""
-    return day.isoformat().replace("-", "")
-
-
-def _keys(narrow: Narrow) -> list[tuple[str, str]]:
-    asked = [("includefield", "StudyDate"), ("includefield", "PatientID")]
-    match narrow:
-        case OfPatient(identifier):
-            return [("PatientID", identifier), *asked]
-        case OfDays(modality, first, last):
-            days = f"{_stored(first)}-{_stored(last)}"
-            return [("ModalitiesInStudy", modality), ("StudyDate", days), *asked]
-
-
-def answers(data_set: DataSet, narrow: Narrow) -> bool:
-    """Whether a study, or an image of it, is one that was asked for, as far as the answer tells.
-
-    Raises:
-        Refused: `node.dataset_invalid` where it tells something that is none.
-    """
-    match narrow:
-        case OfPatient(identifier):
-            return text_of(data_set, "PatientID") in ("", identifier)
-        case OfDays(_, first, last):
-            day = text_of(data_set, "StudyDate")
-            return not day or _stored(first) <= day <= _stored(last)
+def name_of(header: DataSet) -> str:
+    """What names an image for people, whatever it says its identifier is; "" where it says nothing."""
+    return printable(_word(header, "SOPInstanceUID")[:MAX_NAME])

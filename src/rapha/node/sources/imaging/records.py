@@ -7,7 +7,6 @@ walled-off workers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -20,8 +19,18 @@ from rapha.node.sources.imaging.progress import Progress
 from rapha.node.sources.imaging.rendering import Rendering, Retrieval
 from rapha.node.sources.imaging.rules import Kind, Plan, plan
 from rapha.node.sources.imaging.series import Grouping, Lost, frames, pairs, volumes
-from rapha.node.sources.imaging.verdicts import Same, judge, settle_duplicates
-from rapha.node.sources.interface import Array, Index, Mask, Quarantine, Render, Rendered, Sink, Surroundings
+from rapha.node.sources.imaging.verdicts import Same, judge, judge_patient, settle_duplicates, settle_studies
+from rapha.node.sources.interface import (
+    Array,
+    Aside,
+    Index,
+    Mask,
+    Quarantine,
+    Render,
+    Rendered,
+    Sink,
+    Surroundings,
+)
 from rapha.node.sources.tree import printable
 from rapha.node.sources.workers.interface import Task
 from rapha.node.sources.workers.pool import Pool
@@ -38,14 +47,6 @@ _FORMED_BY: Final[dict[str, Callable[[Sequence[Instance], Sequence[Quarantine]],
     "series": volumes,
     "pet-ct": pairs,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Aside:
-    """What was found and is no record, and why: for the hospital's own report."""
-
-    locator: str
-    reason: str
 
 
 def prepare_plan(manifest: DatasetManifest, around: Surroundings) -> Plan:
@@ -97,7 +98,7 @@ class ImagingRecords:
         self._instances, verdicts, copies = _settled(instances, source, self._plan, same)
         self._records = _formed(source, self._instances, verdicts, lost)
         unused = [Aside(printable(self._instances[n].locator), "unpaired") for n in self._records.unused]
-        self.aside = (*aside, *(Aside(printable(one.locator), "copy") for one in copies), *unused)
+        self._aside = (*aside, *(Aside(printable(one.locator), "copy") for one in copies), *unused)
         labelled = tuple(rule.field for rule in self._plan.rules if rule.kind is Kind.LABELLED)
         table = labels.read(manifest, labelled, around.folder)
         self._columns = Columns(self._plan.rules, self._instances, self._records, table)
@@ -107,6 +108,11 @@ class ImagingRecords:
     def index(self) -> Index:
         """See `Records.index`."""
         return self._index
+
+    @property
+    def aside(self) -> Sequence[Aside]:
+        """See `Records.aside`."""
+        return self._aside
 
     @property
     def rendered(self) -> tuple[str, ...]:
@@ -142,7 +148,7 @@ class ImagingRecords:
 
     def close(self) -> None:
         """Drop everything held."""
-        self._instances = []
+        self._instances, self._aside = [], ()
         self._records = Grouping()
         self._columns = Columns((), (), self._records, None)
         self._index = Index([], np.zeros(0, dtype=np.uint8), ())
@@ -171,10 +177,15 @@ class ImagingRecords:
                     records.locators[record] = self._stored_at(record)
         unreadable = (Quarantine.PATIENT_MISSING, Quarantine.PATIENT_INVALID, Quarantine.DUPLICATE)
         patients = [
-            self._instances[members[0]].patient_id if members and verdict not in unreadable else ""
+            self._patient(members[0]) if members and verdict not in unreadable else ""
             for members, verdict in zip(records.members, records.quarantine, strict=True)
         ]
         return Index(patients, quarantine, records.locators)
+
+    def _patient(self, position: int) -> str:
+        """Whose an image is; "" where that can't be read, whatever else is wrong with the image."""
+        patient = self._instances[position].patient_id
+        return "" if judge_patient(patient) else patient
 
     def _stored_at(self, record: int) -> str:
         """Where a record that falls out is stored, which tells staff more than its UID."""
@@ -210,6 +221,7 @@ def _settled(
     """The images that count, with their verdicts, and the superfluous copies."""
     verdicts = [judge(instance, source, pixels=bool(reading.rendered)) for instance in instances]
     copies = settle_duplicates(instances, verdicts, same)
+    settle_studies(instances, verdicts)
     if not copies:
         return list(instances), verdicts, []
     left = [position for position in range(len(instances)) if position not in copies]
@@ -223,7 +235,9 @@ def _settled(
 def _formed(
     source: Imaging, instances: Sequence[Instance], verdicts: Sequence[Quarantine], lost: Sequence[Lost]
 ) -> Grouping:
-    promised = len(lost) + sum(instance.frames for instance in instances)
+    # What an image promises that can't be used is nothing: a few such files could refuse all the others.
+    usable = (not verdict and instance.frames for instance, verdict in zip(instances, verdicts, strict=True))
+    promised = len(lost) + len(instances) + sum(usable)
     if promised > MAX_RECORDS:
         raise Refused("node.dataset_invalid", f"there are more than {MAX_RECORDS} frames")
     records = _FORMED_BY[source.record](instances, verdicts)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
 
-from rapha.node.sources.imaging.assemble import Elsewhere, assembled, trimmed
+from rapha.node.sources.imaging.assemble import NEEDED, Elsewhere, assembled
 from rapha.node.sources.imaging.attributes import Instance
 from rapha.node.sources.imaging.dicomjson import DataSet
 from rapha.node.sources.imaging.order import decode_args, encode
@@ -65,7 +65,7 @@ class Remote:
         try:
             if several and not self._frames:
                 raise Elsewhere
-            header = self._header(place) if several else self._wado.header(place)
+            header = self._header(place) if several else self._wado.header(place, NEEDED)
             found = self._wado.frame(place, frame + 1 if several else 1, pixels)
             return assembled(header, found.body, found.syntax, frame if several else None), several
         except Elsewhere:
@@ -76,7 +76,7 @@ class Remote:
             if (header := self._headers.get(place.sop)) is not None:
                 self._headers.move_to_end(place.sop)
                 return header
-        header = trimmed(self._wado.header(place))
+        header = self._wado.header(place, NEEDED)
         with self._lock:
             self._headers[place.sop] = header
             while len(self._headers) > _KEPT:

@@ -119,6 +119,8 @@ def plan(manifest: DatasetManifest, columns: frozenset[str] = frozenset()) -> Pl
         raise Refused("node.internal", "not a source of images")
     if manifest.patient_id != "PatientID":
         raise Refused("node.dataset_invalid", "patient_id: a patient of DICOM images is known by PatientID")
+    if source.labels and source.labels.key == "SOPInstanceUID" and source.record == "series":
+        raise Refused("node.dataset_invalid", "source.labels: a label of one image is none of its series")
     for keyword in source.text:
         if _vr(keyword) not in _TEXT or _is_personal(keyword):
             raise Refused("node.dataset_invalid", f"source.text: {keyword} is not free text about an image")

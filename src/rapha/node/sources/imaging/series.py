@@ -6,6 +6,7 @@ A record that can't be formed is there all the same, with the reason, so that ev
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,8 @@ from typing import Final
 
 import numpy as np
 
-from rapha.node.sources.imaging.attributes import Instance, along, normal_of
+from rapha.node.sources.imaging.attributes import Instance
+from rapha.node.sources.imaging.planes import along, normal_of
 from rapha.node.sources.interface import Array, Quarantine
 from rapha.node.sources.tree import printable
 
@@ -96,20 +98,22 @@ def volumes(instances: Sequence[Instance], verdicts: Sequence[Quarantine]) -> Gr
 def pairs(instances: Sequence[Instance], verdicts: Sequence[Quarantine]) -> Grouping:
     """Every PET slice with the CT slice at its place: the nearest, at most half a PET slice away.
 
-    The CT comes from one series of the same patient, study and frame of reference: of several, from the
-    one that finds a slice for the most of the PET series.
+    A slice is an image of one frame; what modality it is of, it says itself and not its series. The CT
+    comes from one series of the same patient, study and frame of reference: of several, from the one that
+    finds a slice for the most of the PET series.
     """
     records = Grouping()
-    by_series = _by_series(instances)
-    ct_of: dict[tuple[str, ...], list[list[int]]] = defaultdict(list)
-    for positions in by_series.values():
-        if instances[positions[0]].modality == "CT":
-            ct_of[_together(instances[positions[0]])].append(positions)
+    ct_of: dict[tuple[str, ...], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    pet_of: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for position, instance in enumerate(instances):
+        if instance.modality == "CT" and instance.frames == 1:
+            ct_of[_together(instance)][instance.series_uid].append(position)
+        elif instance.modality == "PT":
+            pet_of[(*_together(instance), instance.series_uid)].append(position)
     used: set[int] = set()
-    for positions in by_series.values():
-        if instances[positions[0]].modality == "PT":
-            choices = ct_of.get(_together(instances[positions[0]]), [])
-            used.update(positions, _pair_series(instances, verdicts, positions, choices, records))
+    for whose, positions in pet_of.items():
+        choices = [slices for _, slices in sorted(ct_of.get(whose[:-1], {}).items())]
+        used.update(positions, _pair_series(instances, verdicts, positions, choices, records))
     records.unused = [position for position in range(len(instances)) if position not in used]
     return records
 
@@ -176,8 +180,8 @@ def _pair_series(
     records: Grouping,
 ) -> Iterator[int]:
     """Add a record for each slice of a PET series; yields the CT slices that were used."""
-    sorted_choices = sorted(choices, key=lambda positions: instances[positions[0]].series_uid)
-    found = [_nearest(instances, pet, ct) for ct in sorted_choices]
+    slices = [position for position in pet if instances[position].frames == 1]
+    found = [_nearest(instances, slices, ct) for ct in choices] if slices else []
     best = max(found, key=len, default={})
     for position in pet:
         instance, verdict = instances[position], verdicts[position]
@@ -191,19 +195,18 @@ def _pair_series(
 
 def _nearest(instances: Sequence[Instance], pet: list[int], ct: list[int]) -> dict[int, int]:
     """The CT slice for each PET slice that has one."""
-    if not _parallel(instances[position] for position in (*pet, *ct)):
-        return {}
     if not instances[pet[0]].frame_of_reference:
         return {}
     slices = sorted((place, p) for p in ct if (place := _place(instances[p], 0)) is not None)
     wanted = sorted((place, p) for p in pet if (place := _place(instances[p], 0)) is not None)
-    if not slices or not wanted:
+    if not slices or not wanted or not _parallel(instances[n] for _, n in (*slices, *wanted)):
         return {}
     reach = _spacing([place for place, _ in wanted]) / 2 + TOLERANCE
-    here = np.array([place for place, _ in slices])
+    here = [place for place, _ in slices]
     found: dict[int, int] = {}
     for place, position in wanted:
-        near = int(np.argmin(np.abs(here - place)))
+        after = bisect_left(here, place)
+        near = min(range(max(after - 1, 0), min(after + 1, len(here))), key=lambda n: abs(here[n] - place))
         if abs(here[near] - place) <= reach:
             found[position] = slices[near][1]
     return found
@@ -225,13 +228,13 @@ def _place(instance: Instance, frame: int) -> float | None:
 
 
 def _parallel(members: Iterable[Instance]) -> bool:
-    """Whether all have one orientation; frames of a multi-frame image were compared when it was read."""
+    """Whether all have one orientation in one frame of reference, so that their places compare."""
     first: Sequence[float] | None = None
+    references: set[str] = set()
     for member in members:
-        if member.places:
-            continue
         orientation = member.orientation
-        if orientation is None:
+        references.add(member.frame_of_reference)
+        if orientation is None or len(references) > 1:
             return False
         if first is None:
             first = orientation

@@ -21,7 +21,22 @@ _DECIMAL: Final = frozenset((b"DS", b"IS"))
 _ONE_TEXT: Final = frozenset((b"LT", b"ST", b"UT"))
 _IN_CHARSET: Final = frozenset((b"LO", b"LT", b"PN", b"SH", b"ST", b"UC", b"UT"))
 _PLAIN: Final = frozenset((b"AE", b"AS", b"CS", b"DA", b"DT", b"TM", b"UI"))
-NUMERIC: Final = frozenset(_BINARY) | _DECIMAL
+_NUMERIC: Final = frozenset(_BINARY) | _DECIMAL
+
+
+def stored_values(vr: bytes, written: bytes, raw: bytes, order: str, charset: tuple[str, ...]) -> Values:
+    """The values of an attribute whose VR in PS3.6 is `vr`; `written` is what its element says, or b"".
+
+    Raises:
+        Unusable: as `values_of`; FILE_INVALID where one is a number and the other isn't, or where readers
+            differ in the order of the bytes (a UN keeps its own: PS3.5, 6.2.2).
+    """
+    if written == b"UN" and order == ">" and vr in _BINARY:
+        raise Unusable(Quarantine.FILE_INVALID)
+    vr_there = vr if written in (b"", b"UN") else written
+    if (vr_there in _NUMERIC) != (vr in _NUMERIC):
+        raise Unusable(Quarantine.FILE_INVALID)
+    return values_of(vr_there, raw, order, charset)
 
 
 def values_of(vr: bytes, raw: bytes, order: str, charset: tuple[str, ...]) -> Values:
@@ -33,8 +48,8 @@ def values_of(vr: bytes, raw: bytes, order: str, charset: tuple[str, ...]) -> Va
         charset: the defined terms of Specific Character Set.
 
     Raises:
-        Unusable: FILE_INVALID for a VR that can't be read or a number that is none, TOO_LARGE past
-            `MAX_VALUES` or `MAX_TEXT`.
+        Unusable: FILE_INVALID for a VR that can't be read or a number that is none, empty before others or
+            past what a float64 holds exactly; TOO_LARGE past `MAX_VALUES` or `MAX_TEXT`.
     """
     if vr in _BINARY:
         return _unpacked(_BINARY[vr], raw, order)
@@ -46,7 +61,9 @@ def values_of(vr: bytes, raw: bytes, order: str, charset: tuple[str, ...]) -> Va
         raise Unusable(Quarantine.TOO_LARGE)
     words = [clean(part) for part in parts]
     if vr in _DECIMAL:
-        return tuple(_number(word) for word in words if word)
+        while words and not words[-1]:
+            words.pop()
+        return tuple(map(_number, words))  # an empty one before others is none: a y must not become an x
     return tuple(words) if any(words) else ()
 
 
@@ -57,6 +74,8 @@ def _unpacked(code: str, raw: bytes, order: str) -> Values:
     if count > MAX_VALUES:
         raise Unusable(Quarantine.TOO_LARGE)
     numbers = struct.unpack(f"{order}{count}{code}", raw)
+    if any(float(number) != number for number in numbers):  # NaN too; only 64 bits can be too many
+        raise Unusable(Quarantine.FILE_INVALID)
     return tuple(_finite(float(number)) for number in numbers)
 
 

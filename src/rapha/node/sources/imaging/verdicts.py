@@ -29,10 +29,8 @@ def judge(instance: Instance, source: Imaging, *, pixels: bool) -> Quarantine:
     """
     if not (instance.sop_uid and instance.series_uid and instance.study_uid):
         return Quarantine.UID_MISSING
-    if verdict := judge_identifier(instance.patient_id):
+    if verdict := judge_patient(instance.patient_id):
         return verdict
-    if "\\" in instance.patient_id:  # several identifiers: whose image is it?
-        return Quarantine.PATIENT_INVALID
     if not pixels:
         return Quarantine.NONE
     if instance.flaw:
@@ -42,6 +40,11 @@ def judge(instance: Instance, source: Imaging, *, pixels: bool) -> Quarantine:
     if source.burned_in == "quarantine" and _may_show_a_name(instance):
         return Quarantine.BURNED_IN
     return Quarantine.NONE
+
+
+def judge_patient(patient: str) -> Quarantine:
+    """As `judge_identifier`; several identifiers are none: whose image would it be?"""
+    return Quarantine.PATIENT_INVALID if "\\" in patient else judge_identifier(patient)
 
 
 def _may_show_a_name(instance: Instance) -> bool:
@@ -75,3 +78,22 @@ def settle_duplicates(
             for position in positions:
                 verdicts[position] = Quarantine.DUPLICATE
     return frozenset(copies)
+
+
+def settle_studies(instances: Sequence[Instance], verdicts: list[Quarantine]) -> None:
+    """A study is of one patient (PS3.3, A.1.2): of several, nobody can say whose images they are.
+
+    An identifier that differs in its case, or one that was corrected in some images and not in others,
+    would let an image past the opt-out of its own patient. `verdicts` are changed in place.
+    """
+    known: dict[str, str] = {}
+    mixed: set[str] = set()
+    for instance, verdict in zip(instances, verdicts, strict=True):
+        patient, study = instance.patient_id, instance.study_uid
+        if not study or judge_patient(patient) or verdict is Quarantine.DUPLICATE:
+            continue
+        if known.setdefault(study, patient) != patient:
+            mixed.add(study)
+    for position, instance in enumerate(instances):
+        if instance.study_uid in mixed and not judge_patient(instance.patient_id):
+            verdicts[position] = Quarantine.PATIENT_INVALID

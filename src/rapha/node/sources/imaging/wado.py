@@ -41,6 +41,9 @@ _BOXED: Final = b"\x00\x00\x00\x0cjP  "
 """Begins a JP2 file, where PS3.5 A.4.4 wants the codestream alone."""
 _COUNTED: Final = frozenset((Fault.UNREACHABLE, Fault.FAILING, Fault.TOO_SLOW))
 _FATAL: Final = frozenset((Fault.LOGIN, Fault.UNTRUSTED))
+_NAMES: Final = (0x0020000D, 0x0020000E, 0x00080018)
+"""Study, Series and SOP Instance UID."""
+_NAMED: Final = frozenset(f"{tag:08X}" for tag in _NAMES)
 _MARK: Final = slice(128, 132)
 
 
@@ -101,13 +104,13 @@ class Wado:
     def __init__(self, pacs: Pacs, breaker: Breaker) -> None:
         self._pacs, self._breaker = pacs, breaker
 
-    def series_headers(self, study: str, series: str) -> list[DataSet]:
-        """The metadata of every image of a series, whoever they are of."""
-        return self._json(Target(("studies", study, "series", series, "metadata")))
+    def series_headers(self, study: str, series: str, keep: frozenset[str]) -> list[DataSet]:
+        """The tags in `keep` of every image of a series, whoever they are of."""
+        return self._json(Target(("studies", study, "series", series, "metadata")), keep)
 
-    def header(self, place: Place) -> DataSet:
-        """The metadata of one image, which says that it is this one."""
-        found = self._json(Target((*place.path, "metadata")))
+    def header(self, place: Place, keep: frozenset[str]) -> DataSet:
+        """The tags in `keep` of one image, which says that it is this one."""
+        found = self._json(Target((*place.path, "metadata")), keep)
         if len(found) != 1 or not is_of(found[0], place):
             raise Failed(Fault.GARBLED)
         return found[0]
@@ -146,12 +149,12 @@ class Wado:
             raise Failed(Fault.GARBLED)
         return content
 
-    def _json(self, target: Target) -> list[DataSet]:
+    def _json(self, target: Target, keep: frozenset[str]) -> list[DataSet]:
         answer = self._get(target, JSON, MAX_METADATA)
         if answer.kind is None or answer.kind.name not in (JSON, "application/json"):
             raise Failed(Fault.GARBLED)
         try:
-            return list(data_sets(answer.content))
+            return list(data_sets(answer.content, keep | _NAMED))
         except Malformed:
             raise Failed(Fault.GARBLED) from None
 
@@ -168,7 +171,7 @@ class Wado:
 def is_of(header: DataSet, place: Place) -> bool:
     """Whether metadata say that they are of the image at `place`."""
     try:
-        named = tuple(values_at(header, tag, "UI") for tag in (0x0020000D, 0x0020000E, 0x00080018))
+        named = tuple(values_at(header, tag, "UI") for tag in _NAMES)
     except Unusable:
         return False
     return named == ((place.study,), (place.series,), (place.sop,))

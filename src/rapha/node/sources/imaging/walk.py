@@ -45,6 +45,7 @@ _EXPLICIT: Final = (Struct(">HH2sH"), Struct("<HH2sH"))
 _IMPLICIT: Final = (Struct(">HHI"), Struct("<HHI"))
 _PREAMBLE: Final = 128
 _PIXEL_GROUP: Final = 0x7FE0
+_DELIMITERS: Final = 0xFFFE
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 
 
@@ -95,15 +96,15 @@ class Walk:
         """The `wanted` elements from `start` up to the first of `stop`, and that one, None where none comes.
 
         Raises:
-            Unusable: as `at`; FILE_INVALID where a wanted element comes twice, since readers differ in which
-                of the two they believe.
+            Unusable: as `at`; FILE_INVALID where a wanted element comes twice, or an item or a delimiter
+                outside of a sequence: readers differ in which of the two they believe, and in where they end.
         """
         found: dict[int, Element] = {}
         while (start := self._skip(start, wanted, stop)) != self.size:
             element = self._at(start, self.coding)
             if element.tag in stop:
                 return found, element
-            if element.tag in found:
+            if element.tag in found or element.tag >> 16 == _DELIMITERS:
                 raise Unusable(Quarantine.FILE_INVALID)
             if element.tag in wanted:
                 found[element.tag] = element
@@ -169,7 +170,7 @@ class Walk:
                 if length == UNDEFINED:
                     break
             tag = group << 16 | number
-            if tag in wanted or tag in stop:
+            if tag in wanted or tag in stop or group == _DELIMITERS:
                 break
             at += 8 + length
             passed += 1
@@ -238,13 +239,15 @@ def meta_of(stream: BinaryIO, wanted: Container[int]) -> tuple[dict[int, bytes],
     """The file meta information's `wanted` values (PS3.10, 7.1), and where the data set starts.
 
     Raises:
-        Unusable: as `Walk.at`.
+        Unusable: as `Walk.at`; FILE_INVALID where one comes twice.
     """
     meta = Walk(stream, "")
     found: dict[int, bytes] = {}
     start = _PREAMBLE + 4
     # The group is looked at first: the data set behind it may be written in another way.
     while meta.peek(start, 2) == b"\x02\x00" and (element := meta.at(start)) is not None:
+        if element.tag in found:
+            raise Unusable(Quarantine.FILE_INVALID)
         if element.tag in wanted:
             found[element.tag] = meta.value(element)
         start = meta.after(element)

@@ -7,7 +7,10 @@ read and write gets what is left of the call.
 from __future__ import annotations
 
 import base64
+import contextlib
+import math
 import re
+import socket
 import ssl
 import time
 from collections.abc import Iterable
@@ -21,6 +24,7 @@ import httpcore
 
 from rapha.evidence.keys import read_private
 from rapha.node.sources.folder import read_small
+from rapha.node.sources.imaging.hosts import addresses
 from rapha.spec.imaging import DicomWebSource
 from rapha.spec.refusals import Refused
 
@@ -84,6 +88,10 @@ class Deadline:
         """Allow the time that `count` bytes may take."""
         self._at += count / self._limits.rate
 
+    def end(self) -> None:
+        """Leave no time."""
+        self._at = -math.inf
+
     def left(self) -> float:
         """Seconds left for one read or write. Raises `Failed` (TOO_SLOW) where there are none."""
         left = self._at - time.monotonic()
@@ -92,7 +100,7 @@ class Deadline:
         return min(left, self._limits.idle_s)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Line:
     """One connection, the deadline of the call that it is used for, and whether the server has hung up."""
 
@@ -100,9 +108,19 @@ class Line:
     deadline: Deadline
     ended: bool = False
     pool: httpcore.ConnectionPool = field(init=False)
+    stream: httpcore.NetworkStream | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.pool = httpcore.ConnectionPool(self.trust, max_connections=1, network_backend=_Backend(self))
+
+    def cut(self) -> None:
+        """End the call that another thread is in."""
+        self.deadline.end()
+        sock = None if self.stream is None else self.stream.get_extra_info("socket")
+        if isinstance(sock, socket.socket):
+            # Not SSLSocket's own, which would take its TLS away under the other thread's hands.
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 class _Backend(httpcore.NetworkBackend):
@@ -121,11 +139,23 @@ class _Backend(httpcore.NetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
         """Without TLS, only to this machine, whatever address the name `localhost` stands for."""
-        stream = self._inner.connect_tcp(host, port, timeout=self._line.deadline.left())
-        if self._line.trust is None and not ip_address(stream.get_extra_info("server_addr")[0]).is_loopback:
-            stream.close()
-            raise Failed(Fault.UNTRUSTED)
-        return _Stream(stream, self._line)
+        try:
+            found = addresses(host, port, self._line.deadline.left())
+        except TimeoutError:
+            raise httpcore.ConnectTimeout from None
+        except OSError:
+            raise httpcore.ConnectError from None
+        failed: Exception = httpcore.ConnectError()
+        for address in found:
+            if self._line.trust is None and not ip_address(address).is_loopback:
+                raise Failed(Fault.UNTRUSTED)
+            try:
+                inner = self._inner.connect_tcp(address, port, timeout=self._line.deadline.left())
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failed = error
+                continue
+            return _Stream(inner, self._line)
+        raise failed
 
 
 class _Stream(httpcore.NetworkStream):
@@ -133,6 +163,7 @@ class _Stream(httpcore.NetworkStream):
 
     def __init__(self, inner: httpcore.NetworkStream, line: Line) -> None:
         self._inner, self._line = inner, line
+        line.stream = inner
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         data = self._inner.read(max_bytes, self._line.deadline.left())
@@ -149,7 +180,10 @@ class _Stream(httpcore.NetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
         left = self._line.deadline.left()
-        return _Stream(self._inner.start_tls(ssl_context, server_hostname, left), self._line)
+        try:
+            return _Stream(self._inner.start_tls(ssl_context, server_hostname, left), self._line)
+        except ValueError:  # a name that no certificate can be for
+            raise Failed(Fault.UNTRUSTED) from None
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)

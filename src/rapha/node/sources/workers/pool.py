@@ -36,8 +36,8 @@ _LIFE: Final = 50_000
 """Items before a worker is replaced: what leaks, or was taken over unnoticed, does not stay for ever."""
 _START_S: Final = 30.0
 _MOST_HUNG: Final = 64
-"""Workers killed at their deadline before the source as a whole is refused; else an archive of files that hang
-a decoder would hold the node for days."""
+"""Workers killed at their deadline before the source as a whole is refused; else an archive of files that
+hang a decoder would hold the node for days."""
 _MOST_STILLBORN: Final = 3
 """Workers in a row that die before they say that their walls are up."""
 
@@ -236,7 +236,7 @@ class Pool:
         self._end(hand)
 
     def _blame(self, hand: Hand) -> None:
-        """The item that the worker was at is lost, or has another try where an earlier one may be at fault."""
+        """The item that it was at is lost, or has another try where an earlier one may be at fault."""
         if not hand.ended:
             self._hung += 1
             if self._hung > _MOST_HUNG:
