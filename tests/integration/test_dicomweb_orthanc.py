@@ -21,6 +21,7 @@ from rapha.node.sources.imaging import decode, order
 from rapha.node.sources.imaging.records import ImagingRecords
 from rapha.node.sources.imaging.wire import Limits
 from rapha.node.sources.interface import Quarantine, Render, Surroundings
+from rapha.spec.dataset import DatasetManifest
 from rapha.spec.refusals import Refused
 from rapha.spec.transforms import Form, Step
 from rapha.testing.front import Seen, Tls, authority, front
@@ -273,3 +274,61 @@ def test_a_bearer_token(tmp_path: Path) -> None:
         assert code_of(pacs.url, tmp_path, auth="bearer", secret="bad") == "node.dataset_missing"
         assert code_of(pacs.url, tmp_path, auth="bearer", secret="split") == "node.key_unsafe"
         assert code_of(pacs.url, tmp_path) == "node.dataset_missing"
+
+
+def _study(modality: str, places: Sequence[float], value: int) -> list[bytes]:
+    """A series of one PET-CT study, each slice filled with `value` plus its number."""
+    files = []
+    for number, (file, place) in enumerate(zip(copies(len(places)), places, strict=True)):
+        data_set = dcmread(io.BytesIO(file))
+        series = f"1.2.826.0.1.7.{value}"
+        data_set.Modality, data_set.StudyInstanceUID = modality, UID("1.2.826.0.1.7")
+        data_set.SeriesInstanceUID, data_set.FrameOfReferenceUID = UID(series), UID("1.2.826.0.1.7.9")
+        data_set.SOPInstanceUID = data_set.file_meta.MediaStorageSOPInstanceUID = UID(f"{series}.{number}")
+        data_set.ImagePositionPatient, data_set.ImageOrientationPatient = [0, 0, place], [1, 0, 0, 0, 1, 0]
+        data_set.RescaleIntercept, data_set.RescaleSlope = 0, 1
+        data_set.PixelData = np.full((128, 128), value + number, np.int16).tobytes()
+        changed = io.BytesIO()
+        data_set.save_as(changed)
+        files.append(changed.getvalue())
+    return files
+
+
+def test_pet_slices_with_the_ct_at_their_place(tmp_path: Path) -> None:
+    files = _study("PT", (0, 4, 8), 100) + _study("CT", (8, 6, 4, 2, 0), 1000)
+    fields = [
+        {"name": what, "dtype": "float32", "shape": [128, 128], "path": f"@{what}"} for what in ("pet", "ct")
+    ]
+    form = Form("float32", (128, 128))
+    with orthanc(tmp_path / "pacs", files) as pacs:
+        source = {"url": pacs.url, "scope": {"studies": ["1.2.826.0.1.7"]}, "record": "pet-ct"}
+        described = DatasetManifest.parse({**manifest(source).dump(), "fields": fields})
+        around = Surroundings(tmp_path, 1, lambda _what, _done, _of: None)
+        with closing(DicomWebSource(QUICK).open(described, around)) as records:
+            assert not records.index.quarantine.any()
+            order_of = [int(locator.rsplit(".", 1)[1]) for locator in records.index.locators]
+            both = {what: Kept() for what in ("pet", "ct")}
+
+            class Sorted:
+                def put(self, ordinal: int, field: str, value: memoryview) -> None:
+                    both[field].put(ordinal, field, value)
+
+            renders = [Render(what, form, ()) for what in both]
+            assert not records.render(np.arange(3), renders, Sorted()).quarantine.any()
+    for ordinal, number in enumerate(order_of):
+        pet, ct = (np.frombuffer(both[what].values[ordinal], np.float32) for what in ("pet", "ct"))
+        assert pet[0] == 100 + number and ct[0] == 1000 + 4 - 2 * number
+
+
+def test_what_a_pacs_stores_under_a_malformed_uid_costs_itself_alone(tmp_path: Path) -> None:
+    files = copies(1)
+    bad = stored("bad_sequence.dcm").read_bytes()
+    (tmp_path / "group").write_text("1CT1\nb2cbe507f250\n")
+    with (
+        orthanc(tmp_path / "pacs", [*files, bad]) as pacs,
+        opened(pacs.url, tmp_path, {"patients": "group"}) as records,
+    ):
+        told = dict(zip(records.index.locators, records.index.quarantine.tolist(), strict=True))
+    study = "05fa52f0e599f17b8186ff18fcdf2b5570a52206a75c4d03afebf5c475dc8758"
+    assert told.pop(study) == Quarantine.UID_MISSING
+    assert list(told.values()) == [0]

@@ -33,6 +33,7 @@ OPTED_OUT: Final = "204"
 CELL: Final = 3
 TEST_FRACTION: Final = 0.4
 _KEYS: Final = 4096
+_UIDS: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _LEAST_ROWS: Final = 32
 """pydicom's examples of a DICOMDIR are cut down to 16×16 pixels and show nothing."""
 
@@ -67,7 +68,8 @@ def write_archive(folder: Path) -> Archive:
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(source.read_bytes())
         patient = files[target] = about["PatientID"]
-        if patient and about["Modality"] in CODES:
+        # An image under a malformed UID is stored, and is no record.
+        if patient and about["Modality"] in CODES and all(_valid(about[uid]) for uid in _UIDS):
             patients.setdefault(patient, set()).add(about["Modality"])
     if HEAD_CT.is_file():
         (folder / "head-ct").mkdir()
@@ -88,6 +90,13 @@ def _head_ct() -> Volume:
         raise Refused("node.dataset_missing", str(error)) from None
 
 
+def _valid(uid: str) -> bool:
+    from pydicom import config
+    from pydicom.uid import UID
+
+    return UID(uid, validation_mode=config.IGNORE).is_valid
+
+
 def _public_files() -> Iterator[tuple[Path, dict[str, str]]]:
     """Part-10 files with an image, and who and what is on them, each instance once: the first by name.
 
@@ -97,7 +106,7 @@ def _public_files() -> Iterator[tuple[Path, dict[str, str]]]:
     from pydicom.errors import InvalidDicomError
 
     seen: set[str] = set()
-    wanted = ["SOPInstanceUID", "PatientID", "Modality", "Rows"]
+    wanted = [*_UIDS, "PatientID", "Modality", "Rows"]
     for path in sorted(p for root in _roots() for p in root.iterdir() if p.is_file()):
         try:
             with warnings.catch_warnings():

@@ -7,6 +7,7 @@ OpenJPH's code streams in tests/vectors/htj2k.
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ import numpy as np
 import pydicom
 import pytest
 from numpy.typing import NDArray
+from PIL import Image as Pillow
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 
 from rapha.node.sources.imaging import codecs, codestream
 from rapha.node.sources.imaging.codecs import SYNTAXES, Layout
@@ -230,6 +232,81 @@ class TestJpeg:
         assert stored(read("JPEG-LL.dcm")).shape == (1024, 256)
 
 
+class TestJpegColour:
+    """What three components are is said by Adobe's marker or JFIF, else by the data set: never guessed."""
+
+    IMAGE = np.stack([picture(1, 8) // 2 + shift for shift in (0, 40, 80)], axis=-1).astype(np.uint8)
+    JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
+
+    @staticmethod
+    def adobe(transform: int) -> bytes:
+        return b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + bytes([transform])
+
+    @staticmethod
+    def named(frame: bytes, names: bytes) -> bytes:
+        """`frame` without its own markers of colour, and its components called that."""
+        bare = bytearray(codestream.unmarked(frame).replace(TestJpegColour.adobe(0), b""))
+        header, scan = re.search(b"\xff[\xc0\xc3]\0\x11", bare), bare.index(b"\xff\xda")
+        assert header is not None
+        for number, name in enumerate(names):
+            bare[header.start() + 10 + 3 * number] = name
+            if bare[scan + 4] == 3:
+                bare[scan + 5 + 2 * number] = name
+        return bytes(bare)
+
+    def error(self, frame: bytes, photometric: str, syntax: int = 50) -> int:
+        file = dicom(f"{UID}.4.{syntax}", frame, self.IMAGE, 8, PhotometricInterpretation=photometric)
+        return int(np.abs(values(Image(file), 0, "int16", 3) - self.IMAGE.astype(int)).max())
+
+    @pytest.mark.parametrize("names", [b"\1\2\3", b"\0\1\2", b"RGB"])
+    @pytest.mark.parametrize(
+        ("marks", "said"),
+        [
+            (b"", False), (JFIF, True), (adobe(1), True), (adobe(2), False), (JFIF + adobe(1), True),
+            (JFIF + adobe(0), False), (adobe(0) + adobe(1), True),
+        ],
+    )  # fmt: skip
+    def test_ycbcr(self, marks: bytes, said: bool, names: bytes) -> None:
+        frame = self.named(_pillow(self.IMAGE, quality=98, subsampling=0), names)
+        marked = frame[:2] + marks + frame[2:]
+        assert self.error(marked, "YBR_FULL_422") <= 6
+        assert (self.error(marked, "RGB") <= 6) == said
+
+    @pytest.mark.parametrize("names", [b"\1\2\3", b"\0\1\2", b"RGB"])
+    @pytest.mark.parametrize("marks", [b"", adobe(0), adobe(2), JFIF + adobe(0), adobe(0) + JFIF])
+    def test_rgb(self, marks: bytes, names: bytes) -> None:
+        frame = self.named(_pillow(self.IMAGE, quality=98, subsampling=0, keep_rgb=True), names)
+        assert self.error(frame[:2] + marks + frame[2:], "RGB") <= 6
+
+    @pytest.mark.peer("dcmcjpeg")
+    @pytest.mark.parametrize("marks", [b"", JFIF, adobe(0), adobe(1), adobe(2), JFIF + adobe(0)])
+    def test_lossless_is_what_the_data_set_says(self, tmp_path: Path, marks: bytes) -> None:
+        data = pydicom.dcmread(io.BytesIO(_by("dcmcjpeg", tmp_path, self.IMAGE, 8, "+e1")))
+        frame = self.named(next(generate_frames(data.PixelData, number_of_frames=1)), b"\1\2\3")
+        assert self.error(frame[:2] + marks + frame[2:], "RGB", 70) == 0
+
+    @pytest.mark.parametrize("stored", [7, 9, 16])
+    def test_colour_of_more_or_fewer_bits_than_stored(self, stored: int) -> None:
+        more = {"BitsAllocated": 16, "BitsStored": stored, "HighBit": stored - 1}
+        file = dicom(f"{UID}.4.50", _pillow(self.IMAGE), self.IMAGE, 8, **more)
+        assert refused(file) is Quarantine.PIXELS_INVALID
+
+    def test_application_data_never_reaches_a_decoder(self) -> None:
+        image = picture(1, 8)
+        frame = _pillow(image, quality=95, comment=b"P1", exif=b"Exif\0\0P1", icc_profile=b"P1" * 99)
+        plain = codestream.unmarked(frame)
+        assert b"P1" in frame
+        assert b"P1" not in plain
+        assert (stored(dicom(f"{UID}.4.50", frame, image, 8)) == Pillow.open(io.BytesIO(plain))).all()
+
+    def test_fill_bytes_before_a_marker(self) -> None:
+        image = picture(1, 8)
+        frame = _pillow(image, quality=95)
+        filled = frame[:2] + b"\xff" * 2**22 + frame[2:]
+        assert codestream.jpeg(filled) == codestream.jpeg(frame)
+        assert codestream.unmarked(filled) == codestream.unmarked(frame)
+
+
 class TestJpegLs:
     @pytest.mark.parametrize(
         ("name", "original"),
@@ -438,8 +515,6 @@ def test_any_other_syntax_is_unsupported(syntax: str) -> None:
 
 
 def _pillow(image: Array, **options: Any) -> bytes:
-    from PIL import Image as Pillow
-
     file = io.BytesIO()
     Pillow.fromarray(image).save(file, "JPEG", **options)
     return file.getvalue()

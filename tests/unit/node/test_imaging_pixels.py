@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,29 @@ class TestMeaning:
         assert grey(dicom(self.IMAGE, ModalityLUTSequence=[table])).tolist() == [[7, 8], [9, 9]]
 
     @pytest.mark.parametrize(
+        ("photometric", "expected"), [("MONOCHROME1", [4088, 4086]), ("MONOCHROME2", [7, 9])]
+    )
+    def test_what_a_modality_lut_makes_is_turned_over(self, photometric: str, expected: list[int]) -> None:
+        table = item(LUTDescriptor=[2, 100, 12], LUTData=np.array([7, 9], "<u2").tobytes())
+        table.ModalityLUTType = "US"
+        table["LUTDescriptor"].VR, table["LUTData"].VR = "US", "OW"
+        image = np.array([[100, 101]], np.uint16)
+        file = dicom(image, PhotometricInterpretation=photometric, ModalityLUTSequence=[table])
+        assert grey(file).tolist() == [expected]
+
+    def test_a_frame_without_the_groups_that_others_have(self) -> None:
+        rescale = item(RescaleSlope=2, RescaleIntercept=-1024, RescaleType="HU")
+        groups = [item(PixelValueTransformationSequence=[rescale])]
+        stack = np.stack([self.IMAGE] * 2)
+        file = dicom(
+            self.IMAGE, NumberOfFrames=2, PixelData=stack.tobytes(), PerFrameFunctionalGroupsSequence=groups
+        )
+        assert (grey(file) == 2.0 * self.IMAGE - 1024).all()
+        with pytest.raises(Unusable) as caught:
+            grey(file, frame=1)
+        assert caught.value.quarantine is Quarantine.FILE_INVALID
+
+    @pytest.mark.parametrize(
         ("modality", "turned"), [("CR", True), ("DX", True), ("MG", True), ("CT", False), ("PT", False)]
     )
     def test_monochrome1_is_turned_over_unless_it_is_a_quantity(self, modality: str, turned: bool) -> None:
@@ -260,6 +284,13 @@ class TestColour:
         by_plane = dicom(self.IMAGE, **{**self.RGB, "PlanarConfiguration": 1, "PixelData": planes.tobytes()})
         for file in (dicom(self.IMAGE, **self.RGB), by_plane):
             assert (values(Image(file), 0, "uint8", 3) == self.IMAGE).all()
+
+    @pytest.mark.parametrize(
+        "wrong", [{"PlanarConfiguration": 2}, {"PixelRepresentation": 2}, {"BitsStored": 7, "HighBit": 6}]
+    )
+    def test_a_description_that_can_only_be_guessed_at(self, wrong: dict[str, int]) -> None:
+        file = dicom(self.IMAGE, **{**self.RGB, **wrong})
+        assert refused("frame", Form("uint8", (4, 6, 3)), file) is Quarantine.PIXELS_INVALID
 
     def test_more_than_8_bits_keep_the_most_significant(self) -> None:
         deep = (self.IMAGE.astype(np.uint16) << 4) | 9
@@ -582,6 +613,25 @@ class TestSeries:
     def test_a_volume_too_large(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(decode, "MAX_VOLUME_BYTES", 4 * 24 - 1)
         assert refused("series", self.FORM, *(slice_at(n, n) for n in range(4))) is Quarantine.TOO_LARGE
+
+    def test_no_file_is_held_any_more_when_a_volume_is_transformed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        opened: list[weakref.ref[Image]] = []
+        finished = decode._Axes.finished
+
+        def open_(file: bytes) -> Image:
+            image = Image(file)
+            opened.append(weakref.ref(image))
+            return image
+
+        def finish(axes: decode._Axes, value: Array) -> Array:
+            assert [image() for image in opened] == [None] * 4
+            return finished(axes, value)
+
+        monkeypatch.setattr(decode, "Image", open_)
+        monkeypatch.setattr(decode._Axes, "finished", finish)
+        assert render("series", self.FORM, *(slice_at(n, n) for n in range(4))).shape == (4, 3, 4)
 
     def test_one_changed_file_is_enough(self) -> None:
         files = [slice_at(n, n) for n in range(4)]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rapha.node.sources.imaging import series
 from rapha.node.sources.imaging.attributes import Instance
 from rapha.node.sources.imaging.records import ImagingRecords
 from rapha.node.sources.imaging.verdicts import Same
@@ -273,6 +274,14 @@ def test_a_pet_slice_is_paired_with_the_nearest_ct() -> None:
 def test_a_pet_slice_without_its_ct_falls_out(images: list[Instance]) -> None:
     found = verdicts(formed(PAIRS, *images))
     assert found == [Quarantine.PAIR_MISSING] * sum(one.modality == "PT" for one in images)
+
+
+def test_of_too_many_ct_series_none_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [pet(0, 0.0), *(image(n, position=(0.0, 0.0, 0.0), series_uid=f"1.7.{n}") for n in (1, 2))]
+    monkeypatch.setattr(series, "MAX_CHOICES", 2)
+    assert verdicts(formed(PAIRS, *images)) == [Quarantine.NONE]
+    monkeypatch.setattr(series, "MAX_CHOICES", 1)
+    assert verdicts(formed(PAIRS, *images)) == [Quarantine.PAIR_MISSING]
 
 
 def test_images_are_of_the_modality_that_they_say() -> None:

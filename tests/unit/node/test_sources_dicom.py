@@ -204,13 +204,6 @@ def test_copies_leave_one_and_impostors_none(mount: Mount) -> None:
     assert [(one.locator, one.reason) for one in records.aside] == [("copy.dcm", "copy")]
 
 
-def test_large_files_are_not_compared(mount: Mount) -> None:
-    for name in ("a.dcm", "b.dcm"):
-        os.truncate(mount.add(name, Image()), 2**31 + 1)
-    records = mount.open()
-    assert records.index.quarantine.tolist() == [Quarantine.DUPLICATE] * 2 and records.aside == ()
-
-
 def test_another_name_of_the_same_file_is_a_copy(mount: Mount) -> None:
     os.link(mount.add("a.dcm", Image()), mount.pacs / "b.dcm")
     records = mount.open()

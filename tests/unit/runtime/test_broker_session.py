@@ -388,7 +388,7 @@ def test_descriptors_of_others_in_flight_only_delay_a_job(
         return send(*args)
 
     with serving(make_meter()) as served:
-        monkeypatch.setattr(channel.socket, "send_fds", crowded)
+        monkeypatch.setattr(socket, "send_fds", crowded)
         assert served.job.hello()["split"] == "train"
         assert not refusals
 

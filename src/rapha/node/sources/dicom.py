@@ -33,8 +33,6 @@ from rapha.spec.refusals import Refused
 
 _HEADER_LIMITS: Final = Limits(item_s=10.0, memory_bytes=2**29)
 _CHUNK: Final = 2**20
-_MOST_COMPARED: Final = 2**31
-"""Bytes of a file; what is larger isn't decoded, and could be sparse and take days."""
 _PASSING: Final = (Quarantine.TOO_SLOW, Quarantine.DECODER_CRASHED, Quarantine.FILE_UNREADABLE)
 """What might not be said again: such a file gets another chance."""
 
@@ -112,11 +110,10 @@ class _Mount:
         return Item(args, paths=tuple(instance.locator for instance in instances))
 
     def same(self, first: Instance, second: Instance) -> bool:
-        """Whether two files are the same bytes; what can't be read, or decoded, is the same as nothing."""
+        """Whether two files are the same bytes; what can't be read is the same as nothing."""
         try:
             with self._opened(first.locator) as one, self._opened(second.locator) as two:
-                sizes = {os.fstat(file.fileno()).st_size for file in (one, two)}
-                if len(sizes) > 1 or max(sizes) > _MOST_COMPARED:
+                if os.fstat(one.fileno()).st_size != os.fstat(two.fileno()).st_size:
                     return False
                 if os.path.sameopenfile(one.fileno(), two.fileno()):
                     return True

@@ -248,7 +248,7 @@ class Meter:
 
     def _replay(self, payload: bytes, reader: SplitReader) -> None:
         if payload[:1] == bytes([SPLIT]):
-            if split := reader.read(payload):
+            if (split := reader.read(payload)) is not None:
                 self._splits[split.code] = split
             return
         handover = HandOver.unpack(payload)

@@ -23,6 +23,9 @@ from rapha.node.sources.tree import printable
 TOLERANCE: Final = 1e-3
 """Of direction cosines, and of millimetres between two slices that would be one."""
 
+MAX_CHOICES: Final = 256
+"""CT series that a PET series is compared with; a study has a handful, and of more no PET series finds one."""
+
 Lost = tuple[str, Quarantine]
 """What could not even be described: its locator, and why."""
 
@@ -181,7 +184,8 @@ def _pair_series(
 ) -> Iterator[int]:
     """Add a record for each slice of a PET series; yields the CT slices that were used."""
     slices = [position for position in pet if instances[position].frames == 1]
-    found = [_nearest(instances, slices, ct) for ct in choices] if slices else []
+    choices = choices if slices and len(choices) <= MAX_CHOICES else ()
+    found = [_nearest(instances, slices, ct) for ct in choices]
     best = max(found, key=len, default={})
     for position in pet:
         instance, verdict = instances[position], verdicts[position]
