@@ -245,6 +245,15 @@ def test_dates_are_days_from_the_patients_first_study() -> None:
     assert valid == [True, True, True, False, False] and values[:3] == [46, 0, 0]
 
 
+def test_day_zero_is_of_a_study_that_is_the_patients() -> None:
+    dates = ("20200103", "20200101", "19000101", "19000101")
+    images = [instance(n, StudyDate=day) for n, day in enumerate(dates)]
+    verdicts = [Quarantine.NONE, Quarantine.PIXELS_INVALID, Quarantine.DUPLICATE, Quarantine.PATIENT_INVALID]
+    rules = planned(field("StudyDate", "int32")).rules
+    found = Columns(rules, images, frames(images, verdicts), None).held("f")
+    assert np.asarray(found.values)[:2].tolist() == [2, 0]
+
+
 @pytest.mark.parametrize(
     ("path", "stored", "days"),
     [

@@ -265,10 +265,16 @@ class TestMeaning:
         ("modality", "turned"), [("CR", True), ("DX", True), ("MG", True), ("CT", False), ("PT", False)]
     )
     def test_monochrome1_is_turned_over_unless_it_is_a_quantity(self, modality: str, turned: bool) -> None:
-        file = dicom(
-            self.IMAGE, Modality=modality, PhotometricInterpretation="MONOCHROME1", BitsStored=12, HighBit=11
-        )
+        more: dict[str, Any] = {"BitsStored": 12, "HighBit": 11, "RescaleSlope": 1, "RescaleIntercept": 0}
+        file = dicom(self.IMAGE, Modality=modality, PhotometricInterpretation="MONOCHROME1", **more)
         assert (grey(file) == (4095 - self.IMAGE if turned else self.IMAGE)).all()
+
+    @pytest.mark.parametrize("modality", ["CT", "PT"])
+    @pytest.mark.parametrize("given", [{}, {"RescaleSlope": 1}, {"RescaleIntercept": -1024}])
+    def test_a_quantity_without_its_rescale_has_no_unit(self, modality: str, given: dict[str, int]) -> None:
+        with pytest.raises(Unusable) as caught:
+            grey(dicom(self.IMAGE, Modality=modality, **given))
+        assert caught.value.quarantine is Quarantine.VALUE_MISSING
 
     def test_monochrome1_with_a_sign(self) -> None:
         image = np.array([[-128, 127, 0]], np.int8)
@@ -290,6 +296,10 @@ class TestColour:
     )
     def test_a_description_that_can_only_be_guessed_at(self, wrong: dict[str, int]) -> None:
         file = dicom(self.IMAGE, **{**self.RGB, **wrong})
+        assert refused("frame", Form("uint8", (4, 6, 3)), file) is Quarantine.PIXELS_INVALID
+
+    def test_full_resolution_under_the_name_of_half(self) -> None:
+        file = dicom(self.IMAGE, **{**self.RGB, "PhotometricInterpretation": "YBR_FULL_422"})
         assert refused("frame", Form("uint8", (4, 6, 3)), file) is Quarantine.PIXELS_INVALID
 
     def test_more_than_8_bits_keep_the_most_significant(self) -> None:
@@ -454,6 +464,27 @@ class TestFrames:
                 done(encode(Args(frame, (Expect("1.2.3", "P1"),))), [file], out)
                 assert os.lseek(file.fileno(), 0, os.SEEK_CUR) == (path.stat().st_size if frame == 0 else 0)
             assert (np.frombuffer(out, np.int16).reshape(4, 6) == stack[frame]).all()
+
+    def test_a_file_is_let_go_before_the_next_is_read(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        opened: list[weakref.ref[Image]] = []
+
+        def open_(file: bytes) -> Image:
+            assert [image() for image in opened] == [None] * len(opened)
+            image = Image(file)
+            opened.append(weakref.ref(image))
+            return image
+
+        monkeypatch.setattr(decode, "Image", open_)
+        done, out = work("frame", ("pixels", Form("int16", self.IMAGE.shape), ()))
+        stack = np.stack([self.IMAGE] * 2)
+        for number in range(3):
+            path = tmp_path / f"{number}.dcm"
+            path.write_bytes(dicom(self.IMAGE, NumberOfFrames=2, PixelData=stack.tobytes()))
+            with path.open("rb") as file:
+                done(encode(Args(1, (Expect("1.2.3", "P1"),))), [file], out)
+        assert len(opened) == 3
 
     def test_a_file_that_was_rewritten_is_read_again(self, tmp_path: Path) -> None:
         path = tmp_path / "image"
@@ -648,6 +679,8 @@ class TestPetCt:
         given = {
             "SOPInstanceUID": "1.5",
             "Modality": "CT",
+            "RescaleSlope": "1",
+            "RescaleIntercept": "0",
             "ImagePositionPatient": [-20, -15, z],
             "SliceThickness": 2,
             "ImageOrientationPatient": AXIAL,

@@ -36,7 +36,8 @@ BASE: dict[int, tuple[bytes, bytes]] = {
     0x00080018: (b"UI", b"1.2.3\0"), 0x00080060: (b"CS", b"CT"), 0x00100020: (b"LO", b"P1"),
     0x00280002: (b"US", b"\1\0"), 0x00280004: (b"CS", b"MONOCHROME2 "), 0x00280010: (b"US", b"\x08\0"),
     0x00280011: (b"US", b"\x08\0"), 0x00280100: (b"US", b"\x10\0"), 0x00280101: (b"US", b"\x10\0"),
-    0x00280102: (b"US", b"\x0f\0"), 0x00280103: (b"US", b"\1\0"), 0x7FE00010: (b"OW", PIXELS),
+    0x00280102: (b"US", b"\x0f\0"), 0x00280103: (b"US", b"\1\0"), 0x00281052: (b"DS", b"0 "),
+    0x00281053: (b"DS", b"1 "), 0x7FE00010: (b"OW", PIXELS),
 }  # fmt: skip
 SETUP = Setup(
     "frame", (RenderOrder("x", "pixels", Form("int16", (0, 0)), (Step.parse({"resize": [8, 8]}),)),)

@@ -89,15 +89,24 @@ class BrokerAgainstModel(RuleBasedStateMachine):
     """Records, their notes' lengths, splits and cap are drawn; so is what the job does, and crashes."""
 
     @initialize(
-        lengths=st.lists(st.sampled_from([0, 0, 1, 3, 25, 50]), min_size=1, max_size=60),
-        share=st.floats(0, 1),
-        cap=st.integers(0, 65),
+        records=st.sampled_from([60, 17, 2, 1]),
+        seed=st.integers(0, 99),
+        share=st.sampled_from([0.7, 0.4, 1, 0]),
+        room=st.sampled_from([2, 1, 0.6, 0.2, 0]),
         backwards=st.booleans(),
     )
-    def begin(self, lengths: list[int], share: float, cap: int, backwards: bool) -> None:
-        self.patch = mock.patch.multiple(serve, RAGGED_BYTES=400, _WANTED_RECORDS=4, SLOT_BYTES=1600)
+    def begin(self, records: int, seed: int, share: float, room: float, backwards: bool) -> None:
+        # The longest note is half a slot's; a slot has room for 50 records.
+        small: dict[str, Any] = {
+            "RAGGED_BYTES": 400,
+            "_WANTED_RECORDS": 4,
+            "SLOT_BYTES": 800,
+            "_RAGGED_RECORD": 8,
+        }
+        self.patch = mock.patch.multiple(serve, **small)
         self.patch.start()
-        records = len(lengths)
+        lengths = np.random.default_rng(seed).choice([0, 0, 1, 3, 25, 50], records).tolist()
+        cap = int(room * records)
         ids, cut = np.arange(records), round(share * records) // 2 * 2
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         columns: dict[str, Any] = {"id": ids, "notes": Ragged(np.repeat(ids, lengths), offsets)}
@@ -108,6 +117,7 @@ class BrokerAgainstModel(RuleBasedStateMachine):
         self.used, self.batches, self.capped = set[int](), 0, False
         self.sessions: dict[int, Session] = {}
         self.use(Meter.create(self.path, patients=self.store.patients, cap=cap, key=KEY))
+        self.connect(0)
 
     def use(self, meter: Meter) -> None:
         self.meter = meter
@@ -128,7 +138,7 @@ class BrokerAgainstModel(RuleBasedStateMachine):
             session.close()
         self.sessions.clear()
 
-    @rule(code=st.sampled_from([0, 0, 1]))
+    @rule(code=st.integers(0, 1))
     def connect(self, code: int) -> None:
         if code in self.sessions:
             self.sessions.pop(code).close()
@@ -174,11 +184,14 @@ class BrokerAgainstModel(RuleBasedStateMachine):
             walk = positions(total, seed, 3, 0, total) if flags & wire.SHUFFLE else range(total)
             session.epoch = Epoch([session.dense[i] for i in walk][:end], batch, first, first)
             session.lent = set()
+            self.take(session, data, 5)
 
     @precondition(lambda self: self.sessions)
-    @rule(data=st.data(), count=st.sampled_from([1, 2, 5, 100, 2**31 - 1]))
+    @rule(data=st.data(), count=st.sampled_from([5, 1, 100, 2**31 - 1]))
     def next(self, data: st.DataObject, count: int) -> None:
-        session = self.session(data)
+        self.take(self.session(data), data, count)
+
+    def take(self, session: Session, data: st.DataObject, count: int) -> None:
         slot = self.returned(data, session)
         epoch, reply = session.epoch, session.ask(Op.NEXT, count, slot)
         if epoch is None:
@@ -198,7 +211,7 @@ class BrokerAgainstModel(RuleBasedStateMachine):
     @rule(data=st.data(), batch=st.sampled_from([1, 4, 9]))
     def indices(self, data: st.DataObject, batch: int) -> None:
         session = self.sessions[0]
-        chosen = data.draw(st.lists(st.integers(0, len(session.dense) - 1), min_size=1, max_size=6))
+        chosen = data.draw(st.lists(st.integers(0, len(session.dense) - 1), min_size=1, max_size=12))
         slot = self.returned(data, session)
         tail = struct.pack(f"<{len(chosen)}I", *chosen)
         reply = session.ask(Op.INDICES, batch, slot, len(chosen), tail=tail)
@@ -206,7 +219,7 @@ class BrokerAgainstModel(RuleBasedStateMachine):
             self.came(session, reply, [session.dense[i] for i in chosen], 0, 0, batch)
 
     def returned(self, data: st.DataObject, session: Session) -> int:
-        return int(data.draw(st.sampled_from([wire.NO_SLOT, *sorted(session.lent)])))
+        return int(data.draw(st.sampled_from([*sorted(session.lent), wire.NO_SLOT])))
 
     def lends(self, session: Session, slot: int, reply: Reply) -> bool:
         """Whether there is a slot to lend, once `slot` is given back."""
@@ -266,4 +279,4 @@ class BrokerAgainstModel(RuleBasedStateMachine):
 
 
 TestBrokerAgainstModel: Any = BrokerAgainstModel.TestCase
-TestBrokerAgainstModel.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestBrokerAgainstModel.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)

@@ -16,7 +16,7 @@ from rapha.node.sources.imaging.attributes import Instance, Scalar, Value, value
 from rapha.node.sources.imaging.labels import Labels
 from rapha.node.sources.imaging.rules import AGE, BIRTH, FIRST_DAY, Kind, Rule, date_of
 from rapha.node.sources.imaging.series import Grouping, places
-from rapha.node.sources.interface import Array, Mask
+from rapha.node.sources.interface import Array, Mask, Quarantine
 from rapha.runtime.broker.store import Ragged
 
 OLDEST: Final = 90
@@ -29,6 +29,7 @@ _DAY_AND_TIME: Final = re.compile(
     r"([0-9]{4})([0-9]{2})([0-9]{2})(?:[0-9]{2}){0,3}(?:\.[0-9]{1,6})?(?:[+-][0-9]{4})?"
 )
 _TIME: Final = re.compile(r"([0-9]{2}):?([0-9]{2})?:?([0-9]{2})?(\.[0-9]{1,6})?")
+_DOUBTED: Final = (Quarantine.PATIENT_INVALID, Quarantine.DUPLICATE)
 _EPOCH: Final = date(1970, 1, 1).toordinal()
 
 Reader = Callable[[Instance], Value]
@@ -194,8 +195,13 @@ class Columns:
 
     def _first_day(self) -> dict[str, int]:
         if self._first_days is None:
+            # Every study counts, also one whose pixels fall out, but none that may be another patient's.
+            whose = zip(self._records.members, self._records.quarantine, strict=True)
+            doubted = {n for members, verdict in whose if verdict in _DOUBTED for n in members}
             firsts: dict[str, int] = {}
-            for instance in self._instances:
+            for position, instance in enumerate(self._instances):
+                if position in doubted:
+                    continue
                 day = _day(instance.values.get(FIRST_DAY))
                 if day is not None and day < firsts.get(instance.patient_id, day + 1):
                     firsts[instance.patient_id] = day

@@ -130,6 +130,7 @@ class Decoder:
     def _file(self, stored: BinaryIO, expect: Expect) -> _File:
         key, file = _key(stored), self._last
         if file is None or not key or file.key != key:
+            self._last = file = None  # there may be no room for two
             data = _read(stored)
             file = _File(key, hashlib.sha256(data).digest(), Image(data))
         self._last = file if file.image.frames > 1 else None

@@ -149,6 +149,8 @@ class Image:
         available = min(self._length, len(self._file) - self._start)
         if available < self._length or self.frames * self._frame_bits > 8 * available:
             broken()
+        if self.photometric == "YBR_FULL_422" and self.frames * image.frame_bits <= 8 * available:
+            broken()  # colour at full resolution under a name that says half
 
     @property
     def _frame_bits(self) -> int:

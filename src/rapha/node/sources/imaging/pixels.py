@@ -3,6 +3,8 @@
 - The modality transform is always applied: rescale slope and intercept, of the frame itself where the image
   is multi-frame, or the Modality LUT (PS3.3, C.11.1). So CT comes in HU and PT as rescaled activity (mostly
   Bq/ml; no SUV, which needs weight and dose).
+- CT and PT without a rescale are refused: it is required of their images (PS3.3, C.8.2.1 and C.8.9.4), and
+  what does without is a screen of theirs, or of no known unit.
 - A padding value goes through it like any other.
 - MONOCHROME1 is turned over within its stored range (or that of its Modality LUT), so that more is brighter
   everywhere; but not in CT and PT, whose values are quantities, however they are to be shown.
@@ -59,7 +61,8 @@ def values(image: Image, frame: int, dtype: str, channels: Channels) -> Array:
     are. Values that `dtype` can't hold are rounded and saturate.
 
     Raises:
-        Unusable: CHANGED, PIXELS_INVALID, PHOTOMETRIC_UNSUPPORTED, FILE_INVALID, VALUE_NOT_FINITE.
+        Unusable: CHANGED, PIXELS_INVALID, PHOTOMETRIC_UNSUPPORTED, FILE_INVALID, VALUE_MISSING,
+            VALUE_NOT_FINITE.
     """
     stored = image.stored(frame)
     if image.photometric in ("MONOCHROME1", "MONOCHROME2"):
@@ -94,8 +97,11 @@ def _grey(image: Image, frame: int, samples: Array, dtype: str) -> Array:
 
 
 def _rescale(elements: Elements, frame: int) -> tuple[float, float]:
-    slope = numbers(elements, frame, Tag.VALUE_TRANSFORMATIONS, Tag.SLOPE) or (1.0,)
-    intercept = numbers(elements, frame, Tag.VALUE_TRANSFORMATIONS, Tag.INTERCEPT) or (0.0,)
+    slope = numbers(elements, frame, Tag.VALUE_TRANSFORMATIONS, Tag.SLOPE)
+    intercept = numbers(elements, frame, Tag.VALUE_TRANSFORMATIONS, Tag.INTERCEPT)
+    if not (slope and intercept) and elements.text(Tag.MODALITY) in QUANTITIES:
+        raise Unusable(Quarantine.VALUE_MISSING)
+    slope, intercept = slope or (1.0,), intercept or (0.0,)
     if len(slope) != 1 or len(intercept) != 1 or slope[0] == 0:
         broken()
     return slope[0], intercept[0]

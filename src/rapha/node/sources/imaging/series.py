@@ -24,7 +24,7 @@ TOLERANCE: Final = 1e-3
 """Of direction cosines, and of millimetres between two slices that would be one."""
 
 MAX_CHOICES: Final = 256
-"""CT series that a PET series is compared with; a study has a handful, and of more no PET series finds one."""
+"""CT series that a PET series is compared with. A study has a handful; of more, none is chosen."""
 
 Lost = tuple[str, Quarantine]
 """What could not even be described: its locator, and why."""
@@ -114,8 +114,9 @@ def pairs(instances: Sequence[Instance], verdicts: Sequence[Quarantine]) -> Grou
         elif instance.modality == "PT":
             pet_of[(*_together(instance), instance.series_uid)].append(position)
     used: set[int] = set()
+    choices_of = {whose: [of[uid] for uid in sorted(of)] for whose, of in ct_of.items()}
     for whose, positions in pet_of.items():
-        choices = [slices for _, slices in sorted(ct_of.get(whose[:-1], {}).items())]
+        choices = choices_of.get(whose[:-1], [])
         used.update(positions, _pair_series(instances, verdicts, positions, choices, records))
     records.unused = [position for position in range(len(instances)) if position not in used]
     return records
