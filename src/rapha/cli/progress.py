@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
@@ -18,10 +17,10 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from rapha.node import journal
+from rapha.node import journal, progress
 from rapha.node.datasets.control import Progress as Told
 from rapha.node.journal import Entry
-from rapha.node.pipeline import GATES, PROGRESS
+from rapha.node.pipeline import GATES
 from rapha.researcher.report import GateLine
 from rapha.spec.refusals import Refused
 from rapha.spec.surface import printable
@@ -96,13 +95,10 @@ class Gates:
 
     def _how_far(self) -> str:
         """Of records being opened or decoded, by the running job's own account."""
-        for path in sorted((self._log.parent / "jobs").glob(f"*/{PROGRESS}")):
-            try:
-                told = Told.parse(json.loads(path.read_bytes()))
-            except (OSError, ValueError, Refused):
-                continue  # it ended meanwhile
-            return f"{told.stage} {told.done:,}" + (f" of {told.total:,}" if told.total else "")
-        return ""
+        told = progress.read(self._log.parent)
+        if told is None:
+            return ""
+        return f"{told.stage} {told.done:,}" + (f" of {told.total:,}" if told.total else "")
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)

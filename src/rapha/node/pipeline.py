@@ -20,17 +20,16 @@ after it, exactly what was committed leaves.
 
 from __future__ import annotations
 
-import json
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rapha.node.datasets.client import DatasetProcess, Tell
-from rapha.node.datasets.control import Progress
+from rapha.node import progress
+from rapha.node.datasets.client import DatasetProcess
 from rapha.node.gates import outcome
 from rapha.node.gates.approval import Approved, approve
 from rapha.node.gates.attest import Attested, attest
@@ -43,7 +42,7 @@ from rapha.node.gates.policy import Allowed, allow
 from rapha.node.gates.receipt import issue
 from rapha.node.gates.release import review
 from rapha.node.gates.scan import Scanned, scan
-from rapha.node.gates.seal import seal
+from rapha.node.gates.seal import Sealed, seal
 from rapha.node.gates.train import train
 from rapha.node.node import Node
 from rapha.node.recover import CLOSED, COMMITTED, ENDED, OPEN, TRAINING, charge, destroy
@@ -53,8 +52,6 @@ from rapha.spec.refusals import Refused
 from rapha.spec.states import ENDED_WITH_CODE
 from rapha.spec.surface import Surface
 
-PROGRESS = "progress.json"
-"""In a job's working folder: how far opening or decoding its records has come."""
 GATES = (
     "intake",
     "posture",
@@ -102,7 +99,7 @@ def _decide(node: Node, lease: Lease, watch: Watch, clock: outcome.Clock, gap: W
     decided: str | Refused
     try:
         work.mkdir(parents=True, mode=0o700)
-        with DatasetProcess(tell=_teller(work), stopped=watch.stopped) as data:
+        with DatasetProcess(tell=progress.teller(work), stopped=watch.stopped) as data:
             before = _admit(node, lease, data, work, watch)
             decided = _train(node, lease, before, work, clock, watch, gap)
     except Refused as refused:
@@ -207,9 +204,7 @@ def _train(
         sealed = seal(
             node, admitted, before.attested, before.scanned, before.allowed, consented, gap, int(time.time())
         )
-        severed = f"{node.config.wan_interface} severed, " if node.config.wan_interface else ""
-        where = "in memory" if sealed.prepared.confinement == "memory" else "in encrypted shards"
-        found.append(f"{severed}{len(sealed.probes)} probes unreachable, records decoded {where}")
+        found.append(_in_words(node, sealed))
     with outcome.metered(admitted, consented):
         with gate(node, job, "train") as found:
             _begin(node, admitted, clock)
@@ -254,6 +249,12 @@ def _train(
     return digest
 
 
+def _in_words(node: Node, sealed: Sealed) -> str:
+    severed = f"{node.config.wan_interface} severed, " if node.config.wan_interface else ""
+    where = "in memory" if sealed.prepared.confinement == "memory" else "in encrypted shards"
+    return f"{severed}{len(sealed.probes)} probes unreachable, records decoded {where}"
+
+
 def _begin(node: Node, admitted: Admitted, clock: outcome.Clock) -> None:
     """From here on, an end that counts nothing is charged; on disk before the first record is served."""
     clock.start()
@@ -282,18 +283,6 @@ def gate(node: Node, job: str, name: str) -> Iterator[list[str]]:
         )
         raise
     node.journal.append("gate", job, gate=name, verdict="passed", at_ms=_ms(), found="; ".join(found))
-
-
-def _teller(work: Path) -> Tell:
-    """Writes progress where the node's own people see it; it holds exact counts, and ends with the job."""
-
-    def tell(progress: Progress) -> None:
-        new = work / ".progress.new"
-        with suppress(OSError):  # such as a full disk: the work itself may well go on
-            new.write_text(json.dumps(progress.dump()))
-            new.replace(work / PROGRESS)
-
-    return tell
 
 
 def _ms() -> int:

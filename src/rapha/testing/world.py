@@ -112,20 +112,7 @@ def create(
         writer: what writes the hospital's dataset, in place of the case's own.
     """
     world = World(root, case)
-    config = NodeConfig.parse(
-        {
-            "version": 1,
-            "profile": "demo",
-            "node": NODE,
-            "coordinator": {"url": coordinator_url, "audience": origin},
-            "datasets": [],
-            "policy_bundles": ["policy"],
-            "runtime": list(RUNTIME_PACKAGES),
-            "runtime_name": RUNTIME,
-            "wan_waiver": WAIVER,
-            "quantum_s": quantum_s,
-        }
-    )
+    config = _config(coordinator_url, origin, quantum_s)
     init(world.node, config)
     (writer or WRITERS[case])(world.data, TERMS)
     config = offer(world.node, config, [str(world.data.resolve())])
@@ -147,6 +134,23 @@ def create(
     write_json(world.agreement, envelope)
     init_project(case, world.project.folder)
     return world
+
+
+def _config(coordinator_url: str, origin: str, quantum_s: int) -> NodeConfig:
+    return NodeConfig.parse(
+        {
+            "version": 1,
+            "profile": "demo",
+            "node": NODE,
+            "coordinator": {"url": coordinator_url, "audience": origin},
+            "datasets": [],
+            "policy_bundles": ["policy"],
+            "runtime": list(RUNTIME_PACKAGES),
+            "runtime_name": RUNTIME,
+            "wan_waiver": WAIVER,
+            "quantum_s": quantum_s,
+        }
+    )
 
 
 def destroy(root: Path) -> None:

@@ -13,7 +13,7 @@ from rapha.node.datasets import feasibility as module
 from rapha.node.datasets.feasibility import CUT, EPSILON, Feasible, feasibility
 from rapha.node.datasets.pseudonyms import HospitalKey
 from rapha.node.sources.filter import Column, matches
-from rapha.node.sources.interface import Array, Index, Mask, Quarantine, Rendered, Sink
+from rapha.node.sources.interface import Array, Aside, Index, Mask, Quarantine, Rendered, Sink
 from rapha.spec import cohort
 from rapha.spec.cohort import Node
 from rapha.spec.dataset import DatasetManifest
@@ -32,6 +32,10 @@ class Table:
         self.index = Index(patients, quarantine, [f"{names}{i}" for i in range(len(patients))])
         self.x = Column(np.arange(len(patients)), np.ones(len(patients), dtype=np.bool_))
         self.rendered = ()
+
+    @property
+    def aside(self) -> tuple[Aside, ...]:
+        return ()
 
     def select(self, cohort: Node) -> Mask:
         return matches(cohort, {"x": self.x}, len(self.x.values))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rapha.node import pipeline, recover, serve, watch
+from rapha.node import pipeline, progress, recover, serve, watch
 from rapha.node.datasets.control import Progress
 from rapha.node.desk import Desk
 from rapha.node.gates import outcome
@@ -256,7 +256,7 @@ def test_an_end_is_never_told_before_the_time_that_its_receipt_states() -> None:
 
 def test_progress_stays_in_the_job_s_folder_and_costs_the_job_nothing(tmp_path: Path) -> None:
     told = Progress(stage="decoding", done=3, total=7)
-    pipeline._teller(tmp_path)(told)
-    assert [path.name for path in tmp_path.iterdir()] == [pipeline.PROGRESS]
-    assert Progress.parse(json.loads((tmp_path / pipeline.PROGRESS).read_text())) == told
-    pipeline._teller(tmp_path / "gone")(told)
+    progress.teller(tmp_path)(told)
+    assert [path.name for path in tmp_path.iterdir()] == [progress.NAME]
+    assert Progress.parse(json.loads((tmp_path / progress.NAME).read_text())) == told
+    progress.teller(tmp_path / "gone")(told)
