@@ -270,11 +270,15 @@ class TestMeaning:
         assert (grey(file) == (4095 - self.IMAGE if turned else self.IMAGE)).all()
 
     @pytest.mark.parametrize("modality", ["CT", "PT"])
-    @pytest.mark.parametrize("given", [{}, {"RescaleSlope": 1}, {"RescaleIntercept": -1024}])
-    def test_a_quantity_without_its_rescale_has_no_unit(self, modality: str, given: dict[str, int]) -> None:
+    @pytest.mark.parametrize("given", [{"RescaleSlope": 1}, {"RescaleIntercept": -1024}])
+    def test_a_quantity_with_half_a_rescale_has_no_unit(self, modality: str, given: dict[str, int]) -> None:
         with pytest.raises(Unusable) as caught:
             grey(dicom(self.IMAGE, Modality=modality, **given))
         assert caught.value.quarantine is Quarantine.VALUE_MISSING
+
+    @pytest.mark.parametrize("modality", ["CT", "PT", "MR"])
+    def test_without_a_rescale_stored_values_are_the_values(self, modality: str) -> None:
+        assert (grey(dicom(self.IMAGE, Modality=modality)) == self.IMAGE).all()
 
     def test_monochrome1_with_a_sign(self) -> None:
         image = np.array([[-128, 127, 0]], np.int8)

@@ -99,7 +99,8 @@ def _grey(image: Image, frame: int, samples: Array, dtype: str) -> Array:
 def _rescale(elements: Elements, frame: int) -> tuple[float, float]:
     slope = numbers(elements, frame, Tag.VALUE_TRANSFORMATIONS, Tag.SLOPE)
     intercept = numbers(elements, frame, Tag.VALUE_TRANSFORMATIONS, Tag.INTERCEPT)
-    if not (slope and intercept) and elements.text(Tag.MODALITY) in QUANTITIES:
+    if bool(slope) != bool(intercept) and elements.text(Tag.MODALITY) in QUANTITIES:
+        # Half a transform is none; without any, stored values are what every reader takes them for (C.11.1).
         raise Unusable(Quarantine.VALUE_MISSING)
     slope, intercept = slope or (1.0,), intercept or (0.0,)
     if len(slope) != 1 or len(intercept) != 1 or slope[0] == 0:
