@@ -132,9 +132,9 @@ def main() -> None:
     mine, other = median(a for a, _ in rounds), median(b for _, b in rounds)
     line = {
         "name": "dicom.index_vs_pydicom",
-        "ours": mine,
-        "theirs": other,
-        "ratio": mine / other,
+        "ours": round(mine),
+        "theirs": round(other),
+        "ratio": round(mine / other, 3),
         "unit": "files/s",
     }
     print(json.dumps(line))

@@ -321,6 +321,14 @@ def test_a_stop_is_heard_while_progress_never_pauses(fna: Hospital) -> None:
         assert process._process.returncode is not None
 
 
+def test_what_takes_too_long_is_ended(fna: Hospital, log: IO[bytes]) -> None:
+    with DatasetProcess(log, limit_s=0) as process:
+        with pytest.raises(Refused, match=r"node\.dataset_slow"):
+            process.resolve(fna.request())
+        with pytest.raises(ProcessLookupError):
+            os.kill(process.pid, 0)
+
+
 def test_kill_is_idempotent_and_leaves_nothing(fna: Hospital) -> None:
     process = DatasetProcess()
     process.kill()

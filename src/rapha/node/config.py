@@ -64,10 +64,12 @@ class Preparation(Model):
         workers: processes that parse and decode; 0 is one a processor.
         memory_bytes: of decoded records held in memory; what is larger goes into encrypted shards below
             `state`, which needs room on its disk.
+        limit_s: the longest that opening or decoding may take, so that no server can hold a job for ever.
     """
 
     workers: Annotated[int, Field(ge=0, le=1024)] = 0
     memory_bytes: Annotated[int, Field(ge=0, le=2**53 - 1)] = 2**32
+    limit_s: Annotated[int, Field(ge=1, le=30 * 86400)] = 4 * 3600
 
 
 class BaseImage(Model):

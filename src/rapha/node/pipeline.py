@@ -99,7 +99,8 @@ def _decide(node: Node, lease: Lease, watch: Watch, clock: outcome.Clock, gap: W
     decided: str | Refused
     try:
         work.mkdir(parents=True, mode=0o700)
-        with DatasetProcess(tell=progress.teller(work), stopped=watch.stopped) as data:
+        tell, limit = progress.teller(work), node.config.preparation.limit_s
+        with DatasetProcess(tell=tell, stopped=watch.stopped, limit_s=limit) as data:
             before = _admit(node, lease, data, work, watch)
             decided = _train(node, lease, before, work, clock, watch, gap)
     except Refused as refused:

@@ -178,7 +178,8 @@ def catalogue(node: Node) -> list[CatalogueEntry]:
     entries = []
     for manifest, folder in node.datasets.values():
         try:
-            with DatasetProcess(stopped=node.stop.is_set) as data:
+            limit = node.config.preparation.limit_s
+            with DatasetProcess(stopped=node.stop.is_set, limit_s=limit) as data:
                 counts = data.describe(
                     manifest, folder, means(node.config.preparation, node.state.resolve() / "shards")
                 )

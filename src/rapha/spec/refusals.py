@@ -212,6 +212,10 @@ REGISTRY: Final[dict[str, Entry]] = {
     "node.dataset_missing": _e(
         "The dataset's folder or file is not there.", "The hospital mounts the dataset."
     ),
+    "node.dataset_slow": _e(
+        "The records could not be opened or decoded in the time the node allows.",
+        "Look at the archive or PACS, narrow the dataset, or raise `preparation.limit_s` in node.json.",
+    ),
     "node.dataset_writable": _e(
         "The dataset's folder or file can be written by the node.", "The hospital mounts it read-only."
     ),

@@ -61,7 +61,7 @@ def node(tmp_path: Path) -> Iterator[Any]:
             exit=Exit(),
             stop=threading.Event(),
             desk=Desk(tmp_path / "desk", "n", "demo"),
-            config=SimpleNamespace(quantum_s=1, node="n"),
+            config=SimpleNamespace(quantum_s=1, node="n", preparation=SimpleNamespace(limit_s=60)),
             log_file=lambda job, name: tmp_path / f"{job[:4]}-{name}.log",
         )
 

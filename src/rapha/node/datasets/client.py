@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -37,12 +39,17 @@ class DatasetProcess:
         tell: called with the progress of long work, while a request waits for its reply.
         stopped: asked a few times a second meanwhile; true ends the process, and the request with
             `node.stopped`. It may raise `Refused` itself.
+        limit_s: the longest that opening, counting or decoding may take; then the process is ended.
     """
 
     def __init__(
-        self, log: IO[bytes] | None = None, tell: Tell | None = None, stopped: Stopped | None = None
+        self,
+        log: IO[bytes] | None = None,
+        tell: Tell | None = None,
+        stopped: Stopped | None = None,
+        limit_s: float = math.inf,
     ) -> None:
-        self._tell, self._stopped = tell, stopped
+        self._tell, self._stopped, self._limit_s = tell, stopped, limit_s
         self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._first_record_served = False
         with theirs:
@@ -172,9 +179,10 @@ class DatasetProcess:
         """The reply; `long` work is given up when the node is told to stop."""
         try:
             frames.send(self._sock, control.request_frame(request), descriptor)
+            deadline = time.monotonic() + self._limit_s
             while True:
                 if long:
-                    self._wait()
+                    self._wait(deadline)
                 frame, received = frames.receive(self._sock)
                 if "event" in frame:
                     self._take_event(frame)
@@ -183,13 +191,15 @@ class DatasetProcess:
         except frames.Closed:
             raise Refused("node.internal", "the dataset process ended") from None
 
-    def _wait(self) -> None:
-        """Until the process says something, or the node is told to stop."""
+    def _wait(self, deadline: float) -> None:
+        """Until the process says something, the node is told to stop, or the time is up."""
         try:
             while True:
                 # Asked before each look, not only after a vain one: progress may come as often as we look.
                 if self._stopped and self._stopped():
                     raise Refused("node.stopped")
+                if time.monotonic() > deadline:
+                    raise Refused("node.dataset_slow", f"not done within {self._limit_s:.0f} s")
                 if select.select([self._sock], [], [], _LOOK_SECONDS)[0]:
                     return
         except Refused:
