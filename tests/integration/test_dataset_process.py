@@ -321,6 +321,16 @@ def test_a_stop_is_heard_while_progress_never_pauses(fna: Hospital) -> None:
         assert process._process.returncode is not None
 
 
+def test_who_opts_out_while_records_are_decoded_is_not_served(fna: Hospital, process: DatasetProcess) -> None:
+    process.resolve(fna.request())
+    with (fna.root / "opt-outs.txt").open("a") as file:
+        file.write("fna-100\n")
+    with pytest.raises(Refused, match=r"privacy\.cohort_refused"):
+        process.prepare()
+    with pytest.raises(Refused, match=r"policy\.conflict"):
+        process.serve("train")
+
+
 def test_what_takes_too_long_is_ended(fna: Hospital, log: IO[bytes]) -> None:
     with DatasetProcess(log, limit_s=0) as process:
         with pytest.raises(Refused, match=r"node\.dataset_slow"):

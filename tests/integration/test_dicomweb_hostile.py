@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,9 +19,11 @@ from rapha.node.sources.imaging.records import ImagingRecords
 from rapha.node.sources.imaging.wire import Limits
 from rapha.node.sources.interface import Quarantine, Render, Surroundings
 from rapha.node.sources.workers.interface import Answer, Item, Task, Unusable
+from rapha.spec.dataset import DatasetManifest
 from rapha.spec.refusals import Refused
 from rapha.spec.transforms import Form
-from rapha.testing.pacs import NAME, SIDE, Image, Trouble, manifest, pacs
+from rapha.testing import pacs as pacs_module
+from rapha.testing.pacs import NAME, SIDE, Image, Request, Trouble, manifest, pacs
 from rapha.testing.troubles import TROUBLES
 
 IMAGES = (
@@ -142,6 +145,46 @@ def test_searches(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pacs(IMAGES, Trouble(TROUBLES[name], "instances?")) as server:
         assert outcome(server.url, tmp_path) == SEARCHES[name]
         assert len(server.seen) <= 100
+
+
+def test_a_window_of_dates_needs_no_field_that_reads_a_date(tmp_path: Path) -> None:
+    scope = {"modality": "CT", "since": "2024-01-01", "until": "2024-01-07"}
+    with pacs(IMAGES) as server:
+        asked = manifest({"url": server.url, "scope": scope}).dump()
+        asked["fields"] = [field for field in asked["fields"] if field["name"] != "age"]
+        around = Surroundings(tmp_path, 1, lambda _what, _done, _of: None)
+        found = DicomWebSource(QUICK, page=2).open(DatasetManifest.parse(asked, "manifest"), around)
+        try:
+            assert fates(found) == ALL_READ
+        finally:
+            found.close()
+
+
+def test_a_found_study_that_shows_no_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "group.txt").write_text("P1\nP2\n")
+    with pacs(IMAGES, Trouble(TROUBLES["404"], "1.2.1/instances")) as server:
+        found = opened(server.url, tmp_path, {"patients": "group.txt"})
+        try:
+            told = fates(found)
+        finally:
+            found.close()
+    assert told == {"1.2.1": "record.transfer_failed", "1.2.2.1.1": "ok"}
+
+
+@pytest.mark.parametrize("patient", [["A" * 6000, "B" * 6000], ["\ufb2c" * 5000]])
+def test_a_value_past_every_limit_costs_its_image(patient: list[str], tmp_path: Path) -> None:
+    def change(request: Request, answer: pacs_module.Answer) -> pacs_module.Answer:
+        said = json.loads(bytes(answer.body)) if isinstance(answer.body, bytes) else []
+        for header in said:
+            if header["00080018"]["Value"] == [IMAGES[0].sop]:
+                header["00100020"] = {"vr": "LO", "Value": patient}
+        return replace(answer, body=json.dumps(said).encode())
+
+    with pacs(IMAGES, Trouble(change, "1.2.1.1/metadata")) as server:
+        told = outcome(server.url, tmp_path)
+    assert isinstance(told, dict)
+    assert told.pop(IMAGES[0].sop) != "ok"
+    assert set(told.values()) == {"ok"} and len(told) == 2
 
 
 METADATA = {

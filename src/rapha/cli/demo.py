@@ -37,6 +37,8 @@ class Pacs(StrEnum):
     MOUNT = "mount"
 
 
+MARK: Final = ".rapha-demo"
+"""In a folder that a demo made, so that another may clear it."""
 CASES: Final = ("tabular", "outcomes", "dicom")
 PLANNED: Final = ("fhir", "text", "genomics", "apple-health", "evaluate")
 
@@ -221,15 +223,21 @@ def _clear(work: Path) -> None:
     from rapha.testing.world import destroy
 
     work.mkdir(parents=True, exist_ok=True)
-    world, artifacts = work / "world", work / "artifacts"
+    world, artifacts, mark = work / "world", work / "artifacts", work / MARK
+    ours = world.is_dir() or mark.exists()
+    results = [work / name for name in ("bundle.json", "trust.json", "report.html")]
+    if not ours and any(path.exists() for path in results):
+        # `rapha job fetch` leaves files of the same names: those are somebody's results.
+        raise Refused("policy.conflict", f"the files in {work} are not of a demo; choose another --work")
     for folder, marks in (
         (world, (world / "hospital", world / "coordinator")),
-        (artifacts, (world, work / "bundle.json")),
+        (artifacts, (world, mark)),
     ):
         made = folder.is_dir() and not folder.is_symlink() and any(mark.exists() for mark in marks)
         if (folder.exists() or folder.is_symlink()) and not made:
             raise Refused("policy.conflict", f"{folder} is not of a demo; choose another --work")
     destroy(artifacts)
     destroy(world)
-    for name in ("bundle.json", "trust.json", "report.html"):
-        (work / name).unlink(missing_ok=True)
+    for path in results:
+        path.unlink(missing_ok=True)
+    mark.touch()

@@ -87,8 +87,17 @@ def test_what_an_earlier_demo_left_is_removed(tmp_path: Path, ran: list[Path]) -
         (tmp_path / name).touch()
     (tmp_path / "world/hospital/data").chmod(0o555)
     run(["demo", "--work", str(tmp_path)])
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".rapha-demo", "mine.txt"]
     assert ran
+
+
+def test_results_that_somebody_fetched_are_not_removed(tmp_path: Path, ran: list[Path]) -> None:
+    (tmp_path / "artifacts").mkdir()
+    for name in ("bundle.json", "trust.json", "artifacts/model.safetensors"):
+        (tmp_path / name).touch()
+    assert run(["demo", "--work", str(tmp_path)]) == 1
+    assert (tmp_path / "artifacts/model.safetensors").exists() and (tmp_path / "bundle.json").exists()
+    assert not ran
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

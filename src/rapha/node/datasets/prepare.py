@@ -5,6 +5,7 @@
 2. render: pixels are decoded by walled-off workers, straight into memory or encrypted shards
 3. quarantine: what can't be decoded falls out, and the cells are checked again
 4. read: the small fields of what is left; identifiers become pseudonyms of the job; declared transforms
+5. consent: decoding may take hours, so the opt-outs are read once more
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from rapha.node.datasets import control
+from rapha.node.datasets import consent, control
 from rapha.node.datasets.pseudonyms import HospitalKey, commit
 from rapha.node.datasets.resolve import Selection, after_preparation
 from rapha.node.sources.interface import Array, Records, Render, Rendered
@@ -53,11 +54,21 @@ class Ready:
     content: str
 
 
-def prepare(records: Records, selection: Selection, request: control.Resolve, key: HospitalKey) -> Ready:
-    """Steps 1 to 4. The caller closes `records`.
+def prepare(
+    records: Records,
+    selection: Selection,
+    request: control.Resolve,
+    key: HospitalKey,
+    listed: frozenset[str],
+) -> Ready:
+    """Steps 1 to 5. The caller closes `records`.
+
+    Args:
+        listed: the opt-outs that `selection` was made without.
 
     Raises:
-        Refused: `privacy.cohort_refused` when too few patients are left; as `check_room`;
+        Refused: `privacy.cohort_refused` when too few patients are left, or somebody opted out meanwhile; as
+            `check_room`;
             `node.dataset_*`, `node.disk_full`, `node.internal`.
     """
     manifest = request.manifest
@@ -89,6 +100,9 @@ def prepare(records: Records, selection: Selection, request: control.Resolve, ke
         labels = [field.name for field in manifest.fields if field.label]
         patients = selection.patient_of[positions]
         content = _content(records, positions, rendered, keep, key.derive("content", request.job_id))
+        # 5. consent
+        if consent.read_opt_outs(manifest, Path(request.folder)) != listed:
+            raise Refused("privacy.cohort_refused")
         store = builder.finish(keep, columns, patients, labels, order=tuple(forms))
     except BaseException:
         builder.close()

@@ -46,6 +46,7 @@ class _Job:
     records: Records
     selection: Selection
     key: HospitalKey
+    listed: frozenset[str]
 
     def derive(self, purpose: str) -> bytes:
         """A key of this job."""
@@ -101,7 +102,7 @@ class Session:
         except BaseException:
             records.close()
             raise
-        self._job = _Job(request, records, selection, key)
+        self._job = _Job(request, records, selection, key, listed)
         return answer
 
     def describe(self, request: control.Describe) -> control.Described:
@@ -123,7 +124,7 @@ class Session:
             raise Refused("policy.conflict", "the records were prepared already")
         self._job = None  # a source that is closed can't be prepared from a second time
         try:
-            self._ready = ready = prepare(job.records, job.selection, job.request, job.key)
+            self._ready = ready = prepare(job.records, job.selection, job.request, job.key, job.listed)
         finally:
             job.records.close()
         self._job = job

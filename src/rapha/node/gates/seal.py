@@ -74,26 +74,34 @@ def seal(
     gap: WanGap,
     now: int,
 ) -> Sealed:
-    """Check again, decode the records, sever the WAN, then probe.
+    """Decode the records, check again, sever the WAN, then probe.
 
     Raises:
         Refused: `posture.*`, `policy.*`, `consent.*`, `privacy.cohort_refused`.
     """
-    if now > parse_time(admitted.job.not_after).timestamp():
-        raise Refused("policy.job_expired", "expired while it waited for approval")
+    _demand_in_time(admitted, now)
+    # Before the WAN is severed, and before the last look at the rest: decoding may take long, and nothing of
+    # the job runs yet.
+    begun = time.monotonic()
+    try:
+        prepared = consented.recheck()
+    finally:
+        _even_out(node, time.monotonic() - begun)
+    _demand_in_time(admitted, int(time.time()))
     posture = collect(node, admitted.id)
     appraisal = check(node, admitted, posture, admitted.id, posture.nonce)
     if appraisal.measurement != attested.appraisal.measurement:
         raise Refused("posture.seal_failed", "the node changed since the job was admitted")
     if allow(node, admitted, attested, scanned).section != allowed.section:
         raise Refused("posture.seal_failed", "the policy decision changed since it was approved")
-    # Before the WAN is severed: decoding may take long, and nothing of the job runs yet.
-    begun = time.monotonic()
-    prepared = consented.recheck()
-    _even_out(node, time.monotonic() - begun)
     # The last word to the coordinator before the silence.
     node.exit.progress(admitted.id, "running")
     return Sealed(posture, gap.sever() | _probe(node, admitted, gap.hold), prepared)
+
+
+def _demand_in_time(admitted: Admitted, now: int) -> None:
+    if now > parse_time(admitted.job.not_after).timestamp():
+        raise Refused("policy.job_expired", "expired while it waited for approval, or for its records")
 
 
 def _even_out(node: Node, seconds: float) -> None:

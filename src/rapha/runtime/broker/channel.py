@@ -69,6 +69,9 @@ class Channel:
         while not self._stop.is_set():
             try:
                 if descriptors and not self._drained():
+                    if self._hung_up():
+                        return False  # it can ask for nothing more, and reads nothing
+                    self._stop.wait(_DRAIN_SECONDS)
                     continue
                 if descriptors:
                     socket.send_fds(self._sock, [reply], list(descriptors), socket.MSG_NOSIGNAL)
@@ -99,17 +102,14 @@ class Channel:
         poll.poll(_POLL_MS)
 
     def _drained(self) -> bool:
-        """Whether the job has read all replies, or is gone; waits a moment if not.
+        """Whether the job has read all replies.
 
         Descriptors in flight are limited for all processes of a user together (unix(7), ETOOMANYREFS). A job
         that asks for the ring again and again and reads nothing would use them up for everyone's brokers.
         """
         unread = array.array("i", [0])
         fcntl.ioctl(self._sock, termios.TIOCOUTQ, unread)
-        if not unread[0] or self._hung_up():
-            return True
-        self._stop.wait(_DRAIN_SECONDS)
-        return False
+        return not unread[0]
 
     def _hung_up(self) -> bool:
         poll = select.poll()

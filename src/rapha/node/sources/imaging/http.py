@@ -87,7 +87,10 @@ class Pacs:
             for attempt in range(self._limits.attempts):
                 wait = self._limits.backoff_s * 2**attempt
                 try:
-                    return self._once(line, target, accept, limit)
+                    answer = self._once(line, target, accept, limit)
+                    if self._closed.is_set():  # an answer without a length looks whole wherever it is cut
+                        raise Failed(Fault.UNREACHABLE)
+                    return answer
                 except _Again as again:
                     fault, wait = again.fault, max(wait, again.after)
                 last = attempt + 1 == self._limits.attempts

@@ -3,8 +3,8 @@
 - The modality transform is always applied: rescale slope and intercept, of the frame itself where the image
   is multi-frame, or the Modality LUT (PS3.3, C.11.1). So CT comes in HU and PT as rescaled activity (mostly
   Bq/ml; no SUV, which needs weight and dose).
-- CT and PT without a rescale are refused: it is required of their images (PS3.3, C.8.2.1 and C.8.9.4), and
-  what does without is a screen of theirs, or of no known unit.
+- CT and PT with half a rescale are refused. Without any, though their images require one (PS3.3, C.8.2.1 and
+  C.8.9.4), stored values are taken for the values, as other readers do; their unit is then unknown.
 - A padding value goes through it like any other.
 - MONOCHROME1 is turned over within its stored range (or that of its Modality LUT), so that more is brighter
   everywhere; but not in CT and PT, whose values are quantities, however they are to be shown.

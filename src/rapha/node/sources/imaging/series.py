@@ -131,6 +131,8 @@ def places(instances: Sequence[Instance], records: Grouping) -> tuple[Array, Arr
     for record, (owner, frame) in enumerate(zip(owners.tolist(), records.frames, strict=True)):
         if owner >= 0 and (place := _place(instances[owner], frame)) is not None:
             along_normal[record] = place
+            if records.quarantine[record] is not Quarantine.NONE:
+                continue  # where a broken image says it lies must not move the others
             by_series[(instances[owner].study_uid, instances[owner].series_uid)].append(record)
     for group in by_series.values():
         here = along_normal[group]
@@ -218,8 +220,13 @@ def _nearest(instances: Sequence[Instance], pet: list[int], ct: list[int]) -> di
 
 
 def _spacing(ordered: list[float]) -> float:
-    """The usual distance between slices; 0 where there is one slice, so that only its own place will do."""
-    return float(np.median(np.diff(ordered))) if len(ordered) > 1 else 0.0
+    """The usual distance between slices; 0 where there is one place, so that only that will do.
+
+    A gated or dynamic series has several images at each place.
+    """
+    gaps = np.diff(ordered)
+    apart = gaps[gaps >= TOLERANCE]
+    return float(np.median(apart)) if len(apart) else 0.0
 
 
 def _place(instance: Instance, frame: int) -> float | None:

@@ -17,7 +17,7 @@ from rapha.node.sources.imaging.attributes import Decoder, Instance, encode
 from rapha.node.sources.imaging.describe import Describer
 from rapha.node.sources.imaging.dicomjson import DataSet
 from rapha.node.sources.imaging.headers import Setup
-from rapha.node.sources.imaging.narrow import Narrow, is_uid
+from rapha.node.sources.imaging.narrow import KEPT, Narrow, is_uid
 from rapha.node.sources.imaging.order import Kind
 from rapha.node.sources.imaging.progress import Progress
 from rapha.node.sources.imaging.qido import MAX_FOUND, Finder, Found, Study, name_of
@@ -82,20 +82,35 @@ def survey(
         listed = [_by_series(study, found) for study, found in zip(batch, images, strict=True)]
         for study, of in zip(batch, listed, strict=True):
             if not of:
-                lost += [] if study.narrows else [(study.uid, Quarantine.TRANSFER_FAILED)]
+                # A server may search by modality no deeper than by study; else a study holds what was found.
+                lost += [(study.uid, Quarantine.TRANSFER_FAILED)] if study.modality is None else []
                 progress.step()
         works = list(chain.from_iterable(listed))
         results = ahead(surveyor.series, works, PARALLEL, finder.close)
         for series, (described, missing) in zip(works, results, strict=True):
-            # Through the decoder, which keeps equal parts once: a study's images repeat most of theirs.
-            instances += [decoder.decode(encode(one, setup.wanted), one.locator) for one in described]
-            lost += missing
+            kept, unkept = _kept(described, decoder, setup)
+            if record == "series" and unkept:
+                kept = [replace(one, flaw=unkept[0][1]) for one in kept]
+            instances += kept
+            lost += missing + unkept
             if len(instances) + len(lost) > MAX_IMAGES:
                 raise Refused("node.dataset_invalid", f"the scope holds more than {MAX_IMAGES} images")
             if series.last:
                 progress.step()
     progress.end()
     return Survey(tuple(instances), tuple(lost))
+
+
+def _kept(described: Iterable[Instance], decoder: Decoder, setup: Setup) -> tuple[list[Instance], list[Lost]]:
+    """The images through the decoder, which keeps equal parts once: a study's repeat most of theirs."""
+    kept: list[Instance] = []
+    lost: list[Lost] = []
+    for one in described:
+        try:
+            kept.append(decoder.decode(encode(one, setup.wanted), one.locator))
+        except Unusable:  # a value that is longer than any reader keeps
+            lost.append((one.locator, Quarantine.TOO_LARGE))
+    return kept, lost
 
 
 def _studies(
@@ -133,7 +148,8 @@ class _Surveyor:
 
     def __init__(self, wado: Wado, describer: Describer, *, whole: bool) -> None:
         self._wado, self._describer, self._whole = wado, describer, whole
-        self._needed = describer.needed
+        # And what says whether an image was asked for at all, though no field may read it.
+        self._needed = describer.needed | KEPT
 
     def series(self, series: _Series) -> tuple[list[Instance], list[Lost]]:
         """The images of a series that can be described, and the others."""
