@@ -16,6 +16,7 @@ from pydantic import Field as Bounds
 from pydantic import StringConstraints, model_validator
 
 from rapha.spec.base import Model, Money, Name, One, Sha256
+from rapha.spec.disclosure import Caps
 from rapha.spec.imaging import DicomSource, DicomWebSource
 from rapha.spec.job import Assurance, Modality, Purpose
 from rapha.spec.paths import SourceFile, SourcePath, Text
@@ -225,6 +226,7 @@ class DatasetManifest(Described):
     consent_basis: Text = ""
     opt_outs: SourcePath
     salt: Sha256
+    disclosure: Caps = Caps()
 
     @model_validator(mode="after")
     def _columns_are_distinct(self) -> DatasetManifest:

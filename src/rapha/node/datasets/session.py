@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import socket
 import stat
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import compress
 from pathlib import Path
 from threading import Event
 from typing import Final
 
-import numpy as np
-
-from rapha.evidence.canonical import dumps
 from rapha.node.datasets import consent, control
 from rapha.node.datasets.feasibility import estimate
+from rapha.node.datasets.held import Job, resolved
 from rapha.node.datasets.opening import Sources
 from rapha.node.datasets.prepare import Ready, prepare
-from rapha.node.datasets.pseudonyms import HospitalKey, commit
-from rapha.node.datasets.resolve import Selection, resolve
-from rapha.node.sources.interface import Records, Told
+from rapha.node.datasets.pseudonyms import HospitalKey
+from rapha.node.datasets.resolve import resolve
+from rapha.node.sources.interface import Told
 from rapha.runtime.broker.meter import Meter
 from rapha.runtime.broker.meter import Usage as MeterUsage
 from rapha.runtime.broker.serve import Broker
@@ -38,21 +33,6 @@ MAX_COLUMNS: Final = 1024
 _STOP_SECONDS: Final = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """What one `Resolve` found. Nothing of its pixels is decoded before `Prepare`."""
-
-    request: control.Resolve
-    records: Records
-    selection: Selection
-    key: HospitalKey
-    listed: frozenset[str]
-
-    def derive(self, purpose: str) -> bytes:
-        """A key of this job."""
-        return self.key.derive(purpose, self.request.job_id)
-
-
 class Session:
     """Holds the records of one job. Every method raises `Refused`, and nothing else on purpose.
 
@@ -64,7 +44,7 @@ class Session:
     def __init__(self, on_first_record: Callable[[], None], tell: Told) -> None:
         self._on_first_record = on_first_record
         self._sources = Sources(tell)
-        self._job: _Job | None = None
+        self._job: Job | None = None
         self._ready: Ready | None = None
         self._meter: Meter | None = None
         self._recovered = False
@@ -98,11 +78,11 @@ class Session:
                 max_records=request.max_records,
                 seed=int.from_bytes(key.derive("sample", request.job_id)),
             )
-            answer = _resolved(request, records, selection, key, listed)
+            answer = resolved(request, records, selection, key, listed)
         except BaseException:
             records.close()
             raise
-        self._job = _Job(request, records, selection, key, listed)
+        self._job = Job(request, records, selection, key, listed)
         return answer
 
     def describe(self, request: control.Describe) -> control.Described:
@@ -224,7 +204,7 @@ class Session:
             raise Refused("policy.conflict", "no records are prepared")
         return self._ready
 
-    def _resolved_job(self) -> _Job:
+    def _resolved_job(self) -> Job:
         if self._job is None:
             raise Refused("policy.conflict", "no cohort is resolved")
         return self._job
@@ -262,40 +242,3 @@ def _read_predictions(descriptor: int | None, limit: int) -> bytes:
     if len(data) > limit:
         raise Refused("job.outputs", f"predictions: more than {MAX_COLUMNS} columns")
     return data
-
-
-def _resolved(
-    request: control.Resolve, records: Records, selection: Selection, key: HospitalKey, listed: frozenset[str]
-) -> control.Resolved:
-    manifest = request.manifest
-    used = selection.funnel.used
-    opt_out_key = key.derive("opt-outs", manifest.dataset)
-    return control.Resolved(
-        manifest=manifest.digest,
-        dataset=manifest.commitment,
-        cohort=_commitment(request, records, selection, key),
-        # Keyed, since a short list of guessable identifiers could be found again from a bare digest.
-        opt_out_version=commit(opt_out_key, dumps(sorted(listed))),
-        funnel=selection.funnel.published(manifest.minimum_cell, manifest.billing_bucket),
-        records=used.records,
-        patients=used.patients,
-        test_records=len(selection.test),
-    )
-
-
-def _commitment(request: control.Resolve, records: Records, selection: Selection, key: HospitalKey) -> str:
-    """Which records, under a key of this job: the same when resolved again, unlike that of any other job."""
-    digest = hashlib.sha256()
-    locators = records.index.locators
-    for name, positions in (("train", selection.train), ("test", selection.test)):
-        digest.update(f"{name}:{len(positions)}\n".encode())
-        wanted = np.zeros(len(locators), dtype=np.bool_)
-        wanted[positions] = True
-        for locator in compress(locators, wanted):
-            digest.update(f"{locator}\n".encode())
-    about = {
-        "cohort": cohorts.dump(request.cohort),
-        "dataset": request.manifest.commitment,
-        "records": digest.hexdigest(),
-    }
-    return commit(key.derive("cohort", request.job_id), dumps(about))

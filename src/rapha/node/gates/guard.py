@@ -12,16 +12,14 @@ from typing import Any
 from rapha.evidence import canonical
 from rapha.node.gates.consent import Consented
 from rapha.node.gates.intake import Admitted
-from rapha.node.gates.train import Ended, Trained, check_outcome
-from rapha.node.gates.walls import limits_of, run, walls
+from rapha.node.gates.measure import measure
+from rapha.node.gates.train import Ended, Trained
 from rapha.node.node import Node
 from rapha.runtime.guard.confined import run_in_process
 from rapha.runtime.guard.report import GuardReport
-from rapha.spec.refusals import Refused
+from rapha.spec.disclosure import NOT_ASKED, Guarantee, Leakage, Searched
 from rapha.spec.release_plan import METRICS_FILE as METRICS
 from rapha.spec.sections import GuardCheck, GuardSection, Released
-
-PREDICTIONS = "predictions.f32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +31,29 @@ class Guarded:
         salt: hides `report` behind the commitment that leaves.
         files: name → bytes, in the order they are listed.
         trusted: metrics that the node computed.
+        searched: the known-identifier tripwire, where anything was rebuilt.
+        leakage: check 8.
+        guarantee: differential privacy that the hospital's own trainer enforced; None for a job's own code.
     """
 
     report: GuardReport
     salt: str
     files: dict[str, bytes]
     trusted: dict[str, float]
+    searched: Searched | None = None
+    leakage: Leakage = NOT_ASKED
+    guarantee: Guarantee | None = None
 
     @property
     def commitment(self) -> str:
-        """Salted digest of the disclosure report."""
-        return sha256(bytes.fromhex(self.salt) + canonical.dumps(self.report.dump())).hexdigest()
+        """Salted digest of all that was found."""
+        found = {
+            "report": self.report.dump(),
+            "searched": self.searched.dump() if self.searched else None,
+            "leakage": self.leakage.dump(),
+            "guarantee": self.guarantee.dump() if self.guarantee else None,
+        }
+        return sha256(bytes.fromhex(self.salt) + canonical.dumps(found)).hexdigest()
 
     def section(self, covert_bound_bits: int) -> GuardSection:
         """What the bundle shows of it."""
@@ -88,7 +98,7 @@ def guard(
     files = {name: (released / name).read_bytes() for name in plan.files}
     trusted: dict[str, float] = {}
     if plan.trusted_metrics:
-        trusted = _measure(node, admitted, consented, released, work, hold)
+        trusted = measure(node, admitted, consented, released, work, hold)
         files[METRICS] = _metrics_file(trusted, report)
     return Guarded(report, secrets.token_hex(32), files, trusted)
 
@@ -96,41 +106,6 @@ def guard(
 def _metrics_file(trusted: dict[str, float], report: GuardReport) -> bytes:
     """What the node measured and what the job says of itself, apart and named so."""
     return canonical.dumps({"trusted": trusted, "self_reported": dict(report.self_reported)})
-
-
-def _measure(
-    node: Node,
-    admitted: Admitted,
-    consented: Consented,
-    released: Path,
-    work: Path,
-    hold: int | None,
-) -> dict[str, float]:
-    """Run `predict` on the rebuilt bytes over inputs only; the dataset process compares with the labels."""
-    if admitted.job.predict is None:
-        raise Refused("node.internal", "trusted metrics without a predict command passed intake")
-    out, log = work / "predictions", node.log_file(admitted.id, "predict")
-    out.mkdir(mode=0o700)
-    with consented.data.serve("test") as broker:
-        spec = walls(
-            node,
-            admitted,
-            argv=admitted.job.predict,
-            inputs={"plan.json": consented.plan_file, "released": released},
-            limits=limits_of(admitted),
-            log=log,
-            broker=broker.fileno(),
-            out=out,
-            hold=hold,
-        )
-        outcome = run(node, spec)
-    check_outcome(node, admitted, consented, outcome, log)
-    if [o.name for o in outcome.outputs] != [PREDICTIONS]:
-        raise Ended("job.outputs", outcome)
-    try:
-        return dict(consented.data.score(out / PREDICTIONS, admitted.job.outputs.trusted_metrics))
-    finally:
-        shutil.rmtree(out)
 
 
 def _shown(verdict: str) -> Any:
