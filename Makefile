@@ -11,8 +11,9 @@ CODE := src tests benchmarks tools
 # Debian packages that the tests talk to: bubblewrap for the sandbox's walls where the wheel's copy is not
 # wanted, libseccomp to compile the system call filter again and compare it with the committed one, runsc for
 # the second driver, nftables and iproute2 to look at the air gap with other eyes than ours, Orthanc as a PACS,
-# dcmtk to write and read DICOM with another's codecs, and a real head CT from the InVesalius examples.
-PEERS := bubblewrap libseccomp2 runsc nftables iproute2 orthanc orthanc-dicomweb dcmtk invesalius-examples
+# dcmtk to write and read DICOM with another's codecs, a real head CT from the InVesalius examples, and
+# Chromium to print and look at pages.
+PEERS := bubblewrap libseccomp2 runsc nftables iproute2 orthanc orthanc-dicomweb dcmtk invesalius-examples chromium
 
 .PHONY: help demo test lint venv peers bench campaign
 

@@ -20,13 +20,16 @@ from rapha.node.datasets.client import DatasetProcess
 from rapha.node.datasets.pseudonyms import HospitalKey
 from rapha.spec import cohort
 from rapha.spec.dataset import DatasetManifest, Field, Provenance, Target
+from rapha.spec.disclosure import Price
 from rapha.spec.refusals import REGISTRY, Refused
+from rapha.spec.subgroups import Subgroup
 from rapha.testing.hospital import write_breast_fna, write_flchain, write_table
 from rapha_trainer.session import BrokerSource
 from rapha_trainer.source import Epoch
 
 CANARY = "CANARY-4711"
 CANARY_VALUE = 31337.75
+PRICE = Price(bits=1000, evaluations=1)
 
 
 @dataclass
@@ -53,6 +56,7 @@ class Hospital:
             "job_id": "ab" * 32,
             "key_path": str(self.root / "phi.key"),
             "journal_path": str(self.root / "meter.journal"),
+            "ledger": str(self.root / "ledger"),
         }
         return control.Resolve(**{**values, **changes})
 
@@ -127,6 +131,7 @@ def test_a_job_from_resolve_to_trusted_metrics(fna: Hospital, process: DatasetPr
     assert prepared.funnel == resolved.funnel and prepared.confinement == "memory"
     assert not process.first_record_served
 
+    assert process.reserve(PRICE).jobs == 1
     with process.serve("train") as job:
         train = read(job, "train")
     assert process.first_record_served
@@ -145,6 +150,39 @@ def test_a_job_from_resolve_to_trusted_metrics(fna: Hospital, process: DatasetPr
     path = fna.root / "predictions.bin"
     path.write_bytes(risk.astype("<f4").tobytes())
     assert process.score(path, ("auroc",))["auroc"] == scored["auroc"]
+
+
+def test_subgroups_are_measured_apart(tmp_path: Path, process: DatasetProcess) -> None:
+    HospitalKey.create(tmp_path / "phi.key")
+    flchain = Hospital(tmp_path, write_flchain(tmp_path))
+    for field, value, refused in (
+        ("nothing", 1, "schema.cohort_field"),
+        ("died_within_5y", 1, "schema.cohort_field"),
+        ("sex", "f", "schema.field_invalid"),
+    ):
+        wrong = Subgroup.parse({"field": field, "values": [value]})
+        with pytest.raises(Refused, match=rf"^{refused}"):
+            process.resolve(flchain.request(subgroups=(wrong,), max_records=10**4))
+    asked = Subgroup.parse({"field": "sex", "values": [0, 1, 7]})
+    process.resolve(flchain.request(subgroups=(asked,), max_records=10**4))
+    process.prepare()
+    process.reserve(PRICE)
+    with process.serve("test") as job:
+        test = read(job, "test")
+    predictions = np.where(test["sex"] == 1, 0.9, 0.1).astype("<f4")
+    scored = process.score(predictions.tobytes(), ("accuracy", "brier", "calibration"))
+    assert {"brier", "brier@sex=0.low", "brier@sex=1"} <= scored.keys()
+    assert not any("sex=7" in key for key in scored)
+    assert scored["brier@sex=0"] < scored["brier"] < scored["brier@sex=1"]
+
+
+def test_a_score_beyond_its_deadline_ends_the_process(
+    fna: Hospital, process: DatasetProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process.resolve(fna.request())
+    monkeypatch.setattr("rapha.node.datasets.client._SCORE_SECONDS", -1.0)
+    with pytest.raises(Refused, match=r"node\.dataset_slow"):
+        process.score(b"", ("auroc",))
 
 
 def test_a_dataset_is_counted_for_its_catalogue_entry(fna: Hospital, process: DatasetProcess) -> None:
@@ -177,6 +215,7 @@ def test_resolving_again_gives_the_same_until_something_changes(
     process.prepare()
     with pytest.raises(Refused, match=r"policy\.conflict"):
         process.prepare()
+    process.reserve(PRICE)
     process.serve("train").close()
     with pytest.raises(Refused, match=r"policy\.conflict"):
         process.resolve(fna.request())
@@ -292,6 +331,7 @@ def test_a_killed_process_loses_no_count(fna: Hospital, log: IO[bytes]) -> None:
     with DatasetProcess(log) as process:
         process.resolve(fna.request())
         process.prepare()
+        process.reserve(PRICE)
         with process.serve("train") as job:
             train = read(job, "train")
             os.kill(process.pid, signal.SIGKILL)

@@ -23,6 +23,7 @@ from rapha.node.node import read_manifest
 from rapha.node.setup import init, offer
 from rapha.spec import cohort
 from rapha.spec.dataset import DatasetManifest
+from rapha.spec.disclosure import Price
 from rapha.testing.hospital import write_breast_fna
 from rapha_trainer.session import BrokerSource
 from rapha_trainer.source import Epoch
@@ -70,6 +71,7 @@ class Site:
             job_id=job,
             key_path=str(key),
             journal_path=str(meters / f"{job}.journal"),
+            ledger=str(self.work / "state" / "ledger"),
         )
 
     def rapha(self, *arguments: str) -> int:
@@ -129,6 +131,7 @@ def train(site: Site) -> tuple[str, control.Used]:
         resolved = data.resolve(request)
         journal.append(CONSENTED, JOB, **Commitments.of(key_id, request, resolved).dump())
         data.prepare()
+        data.reserve(Price(bits=1000))
         with data.serve("train") as sock:
             read_some(sock)
         used = data.usage()

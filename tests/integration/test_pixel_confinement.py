@@ -45,6 +45,7 @@ from rapha.node.datasets import control
 from rapha.node.datasets.client import DatasetProcess
 from rapha.node.datasets.pseudonyms import HospitalKey
 from rapha.spec import cohort
+from rapha.spec.disclosure import Price
 from rapha.spec.refusals import Refused
 from rapha.testing import dicoms
 from rapha_trainer.session import BrokerSource
@@ -285,6 +286,7 @@ class Hospital:
             job_id="ab" * 32,
             key_path=str(self.root / "phi.key"),
             journal_path=str(self.root / "meter.journal"),
+            ledger=str(self.root / "ledger"),
         )
 
 
@@ -373,6 +375,7 @@ def test_no_pixel_of_a_whole_job_is_in_any_file(hospital: Hospital, mode: str, e
                 process.prepare()
         else:
             assert process.prepare().confinement == mode
+            process.reserve(Price(bits=1000))
             served = b""
             splits: tuple[control.Split, ...] = ("train", "test")
             for split in splits:

@@ -39,8 +39,8 @@ class Pacs(StrEnum):
 
 MARK: Final = ".rapha-demo"
 """In a folder that a demo made, so that another may clear it."""
-CASES: Final = ("tabular", "outcomes", "dicom")
-PLANNED: Final = ("fhir", "text", "genomics", "apple-health", "evaluate")
+CASES: Final = ("tabular", "outcomes", "dicom", "evaluate")
+PLANNED: Final = ("fhir", "text", "genomics", "apple-health")
 
 
 @app.command()

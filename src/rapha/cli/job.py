@@ -34,7 +34,7 @@ def init(
 ) -> None:
     """Start from a working template, with a fresh key for its results."""
     init_project(template, folder)
-    emit(f"{folder}: edit code/train.py and job.yaml, then `rapha job build {folder}`")
+    emit(f"{folder}: edit what is in code/ and job.yaml, then `rapha job build {folder}`")
 
 
 @app.command()

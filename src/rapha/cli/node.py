@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rapha.cli import airgap, node_datasets, node_feasibility, node_keys
+from rapha.cli import airgap, node_datasets, node_feasibility, node_keys, node_ledger, node_releases
 from rapha.cli.exits import NO, OK, UNKNOWN, WRONG_CALL, emit, emit_json, leave, say
 from rapha.cli.sandbox_driver import Driver
 from rapha.evidence.keys import SigningKey
@@ -24,12 +24,12 @@ from rapha.spec.refusals import Refused
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 approvals = typer.Typer(no_args_is_help=True, help="Requests that wait for the owners.")
-releases = typer.Typer(no_args_is_help=True, help="Outputs that wait for the reviewers.")
 app.add_typer(approvals, name="approvals")
-app.add_typer(releases, name="releases")
+app.add_typer(node_releases.app, name="releases")
 app.add_typer(airgap.app, name="airgap")
 app.add_typer(node_datasets.app, name="datasets")
 app.add_typer(node_keys.app, name="keys")
+app.add_typer(node_ledger.app, name="ledger")
 app.command("feasibility")(node_feasibility.feasibility)
 
 Work = Annotated[Path, typer.Option("--work", envvar="RAPHA_NODE", help="The node's work directory.")]
@@ -160,20 +160,6 @@ def sign_approval(
 ) -> None:
     """Sign a request with your own key."""
     _desk(work).answer(job, "approval", SigningKey.load(key), "refuse" if refuse else "approve")
-
-
-@releases.command("list")
-def list_releases(work: Work, as_json: Json = False) -> None:
-    """Outputs that wait, each with its disclosure report."""
-    _list(work, "review", as_json)
-
-
-@releases.command("sign")
-def sign_release(
-    job: str, work: Work, key: Key, refuse: Annotated[bool, typer.Option("--refuse", help="Say no.")] = False
-) -> None:
-    """Sign a disclosure report with your own key."""
-    _desk(work).answer(job, "review", SigningKey.load(key), "refuse" if refuse else "release")
 
 
 def _list(work: Path, kind: Kind, as_json: bool) -> None:

@@ -21,14 +21,16 @@ def feasibility(
 ) -> None:
     """Count a cohort: the same answer however often and in whatever words it is asked for.
 
-    Exit 1 if the patients in it, or those it leaves out, may be fewer than the minimum cell.
+    Exit 1 if the patients in it, or those it leaves out, may be fewer than the minimum cell, or if as many
+    different cohorts were counted as the dataset's caps allow.
     """
     from rapha.cli.progress import Bar
     from rapha.node import config as configs
+    from rapha.node import journal as journals
     from rapha.node.datasets import control
     from rapha.node.datasets.client import DatasetProcess, means
-    from rapha.node.datasets.keys import KeyRing
     from rapha.node.node import load_datasets
+    from rapha.node.recover import seen
     from rapha.spec import cohort as cohorts
     from rapha.spec import yaml
 
@@ -38,7 +40,7 @@ def feasibility(
         leave(NO, f"policy.dataset: this node has no dataset {dataset!r}")
     manifest, folder = found[0]
     asked = cohorts.parse(yaml.load(_text(cohort)))
-    _, key = KeyRing((work / config.keys).resolve()).enlist()
+    state = work.resolve() / config.state
     with TemporaryDirectory() as shards, Bar() as bar, DatasetProcess(tell=bar.tell) as data:
         answer = data.estimate(
             control.Estimate(
@@ -46,7 +48,8 @@ def feasibility(
                 folder=str(folder.resolve()),
                 means=means(config.preparation, Path(shards).resolve()),
                 cohort=asked,
-                key_path=str(key),
+                ledger=str(state / "ledger"),
+                seen=seen(journals.read(state / "journal.jsonl"), manifest.dataset),
             )
         )
     enough = isinstance(answer.patients, int)

@@ -14,9 +14,9 @@ Steps (`STEPS`), in the order in which they run:
 11 approval     enough pinned owners approved this job, policy, data and node
 12 seal         fresh evidence held again before records were opened; all probes were made, all walls held
 13 metering     records counted, in the agreement's buckets, within the cap
-14 guard        all guard checks passed and released exactly the plan's files, the receipt's artifacts
+14 guard        all guard checks passed and released exactly the plan's files, or of them the metrics alone
 15 surface      what the researcher was told is the receipt's artifacts, counts and planned metrics
-16 review       enough pinned reviewers signed the disclosure report
+16 review       enough pinned reviewers signed the disclosure report; what left is their narrowest verdict
 17 attestation  a second quote covers the receipt itself
 18 log          the receipt is in the pinned log, under its signed checkpoint (RFC 9162)
 19 anchor       the checkpoint is on a chain (not asked for in this profile)
@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from rapha.evidence.steps import gates, parties, proof
+from rapha.evidence.steps import gates, parties, proof, released
 from rapha.evidence.steps.case import PLAIN, Case
 from rapha.spec.refusals import Refused
 from rapha.spec.trust import Trust
@@ -148,9 +148,9 @@ STEPS: Final[tuple[tuple[str, Callable[[Case], str | None]], ...]] = (
     ("approval", gates.step_approval),
     ("seal", gates.step_seal),
     ("metering", gates.step_metering),
-    ("guard", gates.step_guard),
-    ("surface", gates.step_surface),
-    ("review", gates.step_review),
+    ("guard", released.step_guard),
+    ("surface", released.step_surface),
+    ("review", released.step_review),
     ("attestation", proof.step_attestation),
     ("log", proof.step_log),
     ("anchor", proof.step_anchor),

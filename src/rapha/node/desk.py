@@ -11,11 +11,11 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Generic, Literal, TypeVar, get_args
 
 from rapha.evidence import canonical, dsse
 from rapha.evidence.keys import SigningKey, VerifyKey
@@ -26,9 +26,21 @@ from rapha.spec.receipt import Approval, Review
 from rapha.spec.refusals import Refused
 
 Kind = Literal["approval", "review"]
+Claims = TypeVar("Claims", Approval, Review)
 POLL_S: Final = 0.02
+LEAST_PREFIX: Final = 8
+"""Fewest characters of a job's id that name it."""
 MAX_ANSWER: Final = 2**20
 """Most bytes of a signed answer; a real one has less than two thousand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[Claims]):
+    """What one person signed, and the envelope that shows it."""
+
+    keyid: str
+    claims: Claims
+    envelope: dsse.EnvelopeDict
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +51,14 @@ class Desk:
     node: str
     profile: Profile
 
-    def ask(self, job: str, kind: Kind, claims: Approval | Review, shown: Mapping[str, Any]) -> None:
+    def ask(self, claims: Approval | Review, shown: Mapping[str, Any]) -> None:
         """Put a request on the desk: `claims` is what is signed, `shown` what a person reads.
 
         Raises:
             Refused: `policy.approval_invalid` unless `claims` covers `shown`.
         """
         _check_shown(claims, shown)
+        job, kind = claims.job, _kind(claims)
         folder = self.root / job
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         request = {"job": job, "kind": kind, "claims": claims.dump(), "shown": dict(shown)}
@@ -58,25 +71,46 @@ class Desk:
             Refused: `policy.approval_invalid` for a request that is not readable.
         """
         found = []
-        for path in sorted(self.root.glob("*/*.request.json"), key=_written):
+        requests = (p for folder in _listed(self.root, "*") for p in _listed(folder, "*.request.json"))
+        for path in sorted(requests, key=_written):
             try:
                 request = _read(path)
             except Refused:
                 if path.exists():
                     raise
                 continue  # the node took it off the desk meanwhile
-            answers = path.parent.glob(f"{request['kind']}.*.json")
+            answers = _listed(path.parent, f"{request['kind']}.*.json")
             request["answered"] = sorted(p.name.split(".")[1] for p in answers if p != path)
             found.append(request)
         return found
+
+    def asked(self, job: str, kind: Kind) -> tuple[str, Mapping[str, Any]]:
+        """A waiting request, by its job's id or a beginning that no other has: the id, and what is shown.
+
+        Raises:
+            Refused: `policy.not_found` for none or several; `policy.approval_invalid` for one that is not
+                readable, or shows something else than would be signed.
+        """
+        # A name, never a path: what is listed is compared, nothing is opened by what was typed.
+        found = [p for p in self.root.glob(f"*/{kind}.request.json") if p.parent.name.startswith(job)]
+        if len(found) != 1 or len(job) < LEAST_PREFIX:
+            many = f"{len(found)} requests begin like this" if found else f"no {kind} is asked for {job[:16]}"
+            raise Refused("policy.not_found", many if len(job) >= LEAST_PREFIX else f"{many}; name it longer")
+        model: type[Approval | Review] = Approval if kind == "approval" else Review
+        request = _read(found[0])
+        claims = model.parse(request["claims"], kind)
+        _check_shown(claims, request["shown"])
+        if claims.job != found[0].parent.name:
+            raise Refused("policy.approval_invalid", "the request lies in another job's folder")
+        return claims.job, request["shown"]
 
     def answer(self, job: str, kind: Kind, key: SigningKey, verdict: str) -> None:
         """Sign the request as one person.
 
         Raises:
-            Refused: `policy.not_found` if there is no such request; `policy.approval_invalid` if it is
-                not readable, or shows something else than would be signed; `schema.field_invalid` for a
-                verdict that it doesn't offer.
+            Refused: `policy.not_found` if there is no such request, or no longer once it is signed;
+                `policy.approval_invalid` if it is not readable, or shows something else than would be
+                signed; `schema.field_invalid` for a verdict that it doesn't offer.
         """
         path = self.root / job / f"{kind}.request.json"
         if not path.is_file():
@@ -85,22 +119,29 @@ class Desk:
         request = _read(path)
         claims = model.parse({**request["claims"], "verdict": verdict}, kind)
         _check_shown(claims, request["shown"])
+        if kind == "review" and verdict not in request["shown"].get("choices", ()):
+            raise Refused("schema.field_invalid", f"verdict: {verdict} is not offered for this job")
         envelope = dsse.sign(
             kind, {"job": job}, claims.dump(), profile=self.profile, audience=self.node, keys=[key]
         )
-        _write(path.with_name(f"{kind}.{key.keyid}.json"), envelope)
+        with suppress(FileNotFoundError):  # the folder went with the request
+            _write(path.with_name(f"{kind}.{key.keyid}.json"), envelope)
+        # The node takes the request away first and reads the answers then: what is written before counts.
+        if not path.is_file():
+            raise Refused("policy.not_found", f"the {kind} was decided meanwhile; this answer came too late")
 
     def collect(
         self,
-        job: str,
-        kind: Kind,
-        expected: Approval | Review,
+        expected: Claims,
         people: Sequence[Person],
         required: int,
         timeout_s: float,
         stopped: Callable[[], bool],
-    ) -> list[dsse.EnvelopeDict]:
-        """Wait until `required` (at least one) of `people` said yes; one no is a no.
+        offered: Collection[str],
+    ) -> list[Answer[Claims]]:
+        """Wait until `required` (at least one) of `people` signed, each with a verdict of `offered`.
+
+        One no is a no at once. Everything that lies on the desk by then counts, not just the first to sign.
 
         Raises:
             Refused: `policy.approval_missing` after `timeout_s`; `policy.approval_refused` or
@@ -108,9 +149,9 @@ class Desk:
         """
         deadline = time.monotonic() + timeout_s
         while True:
-            answers = self._answers(job, kind, expected, people)
+            answers = self.answers(expected, people, offered)
             if len(answers) >= max(required, 1):
-                return [answers[k] for k in sorted(answers)]
+                return answers
             if stopped():
                 raise Refused("node.stopped")
             if time.monotonic() > deadline:
@@ -129,27 +170,46 @@ class Desk:
             else:
                 folder.unlink(missing_ok=True)
 
-    def _answers(
-        self, job: str, kind: Kind, expected: Approval | Review, people: Sequence[Person]
-    ) -> dict[str, dsse.EnvelopeDict]:
-        keys = [VerifyKey.from_text(p.key) for p in people]
-        answers: dict[str, dsse.EnvelopeDict] = {}
-        for path in (self.root / job).glob(f"{kind}.*.json"):
-            if path.name == f"{kind}.request.json":
-                continue
-            try:
-                envelope = _envelope(path)
-                statement = dsse.verify(envelope, keys, kind=kind, profile=self.profile, audience=self.node)
-                claims = type(expected).parse(statement.predicate, kind)
-            except Refused as refused:
-                raise Refused("policy.approval_invalid", refused.detail) from None
-            if claims != expected:
-                _judge(kind, claims, expected)
-            # As the verifier of the receipt has it: one answer, one person, and about this job.
-            if len(statement.keyids) != 1 or dict(statement.subjects) != {"job": job}:
-                raise Refused("policy.approval_invalid", f"an {kind} is by two people or about another job")
-            answers[statement.keyids[0]] = envelope
-        return answers
+    def close(self, job: str, kind: Kind) -> None:
+        """Take the request off the desk: who signs from now on is told that it doesn't count."""
+        (self.root / job / f"{kind}.request.json").unlink(missing_ok=True)
+
+    def answers(
+        self, expected: Claims, people: Sequence[Person], offered: Collection[str]
+    ) -> list[Answer[Claims]]:
+        """What `people` signed so far, by key id.
+
+        Raises:
+            Refused: `policy.approval_refused` or `policy.review_refused` for one no;
+                `policy.approval_invalid` for an answer that is by nobody of them, about something else, or
+                with a verdict that is not of `offered`.
+        """
+        keys, kind = [VerifyKey.from_text(p.key) for p in people], _kind(expected)
+        paths = sorted((self.root / expected.job).glob(f"{kind}.*.json"))
+        found = [self._answer(p, expected, keys) for p in paths if p.name != f"{kind}.request.json"]
+        if any(a.claims.verdict == "refuse" for a in found):
+            raise Refused("policy.approval_refused" if kind == "approval" else "policy.review_refused")
+        if any(a.claims.verdict not in offered for a in found):
+            raise Refused("policy.approval_invalid", f"an {kind} has a verdict that was not offered")
+        by_key = {a.keyid: a for a in found}
+        if any(by_key[a.keyid].claims != a.claims for a in found):
+            raise Refused("policy.approval_invalid", "one key signed two verdicts")
+        return [by_key[keyid] for keyid in sorted(by_key)]
+
+    def _answer(self, path: Path, expected: Claims, keys: Sequence[VerifyKey]) -> Answer[Claims]:
+        kind = _kind(expected)
+        try:
+            envelope = _envelope(path)
+            statement = dsse.verify(envelope, keys, kind=kind, profile=self.profile, audience=self.node)
+            claims = type(expected).parse(statement.predicate, kind)
+        except Refused as refused:
+            raise Refused("policy.approval_invalid", refused.detail) from None
+        if claims != expected.model_copy(update={"verdict": claims.verdict}):
+            raise Refused("policy.approval_invalid", f"an {kind} covers something else")
+        # As the verifier of the receipt has it: one answer, one person, and about this job.
+        if len(statement.keyids) != 1 or dict(statement.subjects) != {"job": expected.job}:
+            raise Refused("policy.approval_invalid", f"an {kind} is by two people or about another job")
+        return Answer(statement.keyids[0], claims, envelope)
 
 
 def _check_shown(claims: Approval | Review, shown: object) -> None:
@@ -162,10 +222,8 @@ def _check_shown(claims: Approval | Review, shown: object) -> None:
         raise Refused("policy.approval_invalid", "the report that would be signed is not the one shown")
 
 
-def _judge(kind: Kind, claims: Approval | Review, expected: Approval | Review) -> None:
-    if claims.model_copy(update={"verdict": expected.verdict}) != expected:
-        raise Refused("policy.approval_invalid", f"an {kind} covers something else")
-    raise Refused("policy.approval_refused" if kind == "approval" else "policy.review_refused")
+def _kind(claims: Approval | Review) -> Kind:
+    return "approval" if isinstance(claims, Approval) else "review"
 
 
 def _envelope(path: Path) -> Any:
@@ -185,6 +243,14 @@ def _envelope(path: Path) -> Any:
     finally:
         os.close(fd)
     return canonical.loads(data, limit=MAX_ANSWER)
+
+
+def _listed(folder: Path, pattern: str) -> list[Path]:
+    """What is in there; nothing where the folder is gone meanwhile, over which `glob` stumbles."""
+    try:
+        return list(folder.glob(pattern))
+    except FileNotFoundError:
+        return []
 
 
 def _written(path: Path) -> float:

@@ -50,11 +50,11 @@ class Exit:
         """The node's evidence about itself."""
         self._uplink.write_slot(job, "evidence", posture.dump())
 
-    def progress(self, job: str, state: str) -> None:
-        """A state name of `BEFORE_DATA`."""
+    def progress(self, job: str, state: str, more_s: int = 0) -> None:
+        """A state name of `BEFORE_DATA`; `more_s` is how long it may be silent beyond the job's own limit."""
         if state not in BEFORE_DATA:
             raise ValueError(f"{state} is not told while it happens")
-        self._uplink.transition(job, state, None)
+        self._uplink.transition(job, state, None, more_s)
 
     def end(self, surface: Surface) -> None:
         """A refusal or failure."""

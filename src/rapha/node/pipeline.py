@@ -9,7 +9,7 @@
  6  approval  enough owners signed exactly this
  7  seal      2, 4 and 5 hold again with a fresh nonce, records decode, the WAN is severed, and nothing
               can be reached
- 8  train     limits hold; every record was counted before it was handed over
+ 8  train     limits hold; every record was counted before it was handed over (an evaluation predicts)
  9  guard     outputs equal the release plan; bytes are rebuilt; the node computes the metrics
 10  release   enough reviewers signed the disclosure report
 11  receipt   the WAN is back and sent nothing, the node's key signs, and a second quote covers it
@@ -24,7 +24,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,13 +34,15 @@ from rapha.node.gates import outcome
 from rapha.node.gates.approval import Approved, approve
 from rapha.node.gates.attest import Attested, attest
 from rapha.node.gates.consent import Consented, consent
+from rapha.node.gates.evaluate import evaluate, score
 from rapha.node.gates.gap import WanGap
 from rapha.node.gates.guard import guard
 from rapha.node.gates.intake import Admitted, allow_list, intake
+from rapha.node.gates.ledger import Charge
 from rapha.node.gates.passed import Passed
 from rapha.node.gates.policy import Allowed, allow
 from rapha.node.gates.receipt import issue
-from rapha.node.gates.release import review
+from rapha.node.gates.release import Facts, confirm, review
 from rapha.node.gates.scan import Scanned, scan
 from rapha.node.gates.seal import Sealed, seal
 from rapha.node.gates.train import train
@@ -201,33 +203,33 @@ def _train(
 ) -> str:
     """Gates 7 to 11; returns the receipt's digest."""
     job, admitted, consented = lease.job, before.admitted, before.consented
+    evaluation = admitted.job.kind == "evaluate"
     with gate(node, job, "seal") as found:
         sealed = seal(
             node, admitted, before.attested, before.scanned, before.allowed, consented, gap, int(time.time())
         )
         found.append(_in_words(node, sealed))
-    with outcome.metered(admitted, consented):
+    charge = Charge(node, admitted, consented)
+    with outcome.metered(admitted, consented), charge:
         with gate(node, job, "train") as found:
+            charge.reserve()
             _begin(node, admitted, clock)
-            trained = train(node, admitted, consented, work, gap.hold)
+            trained = (evaluate if evaluation else train)(node, admitted, consented, work, gap.hold)
             usage = consented.data.usage()
             found.append(f"{usage.unique_records} records in {usage.batches} batches, all counted first")
         with gate(node, job, "guard") as found:
-            guarded = guard(node, admitted, consented, trained, work, gap.hold)
+            guarded = (score if evaluation else guard)(node, admitted, consented, trained, work, gap.hold)
             bits = outcome.covert_bound(admitted, guarded, clock, gap.moments)
-            found.append(f"{len(guarded.files)} files rebuilt, covert bound {bits} bits")
+            done = "measured by the node" if evaluation else f"{len(guarded.files)} files rebuilt"
+            guarded = replace(guarded, balance=charge.balance)
+            found.append(f"{done}, covert bound {bits} bits")
         # No code of the job lives from here on, and people may take days.
         airgap = gap.lift(clock).model_copy(update={"probes": sealed.probes})
         with gate(node, job, "release") as found:
-            reviews = review(
-                node,
-                admitted,
-                guarded,
-                covert_bound_bits=bits,
-                patients=before.patients,
-                stopped=watch.stopped,
-            )
-            found.append(f"{len(reviews)} reviewer(s) signed")
+            assurance = before.attested.appraisal.assurance
+            facts = Facts(lease, before.patients, assurance, clock, gap.moments, charge.price)
+            reviewed = review(node, admitted, guarded, facts, work, watch.stopped)
+            found.append(f"{len(reviewed.answers)} reviewer(s) signed, released: {reviewed.scope}")
         passed = Passed(
             lease,
             admitted,
@@ -238,14 +240,18 @@ def _train(
             before.approved,
             sealed,
             trained,
-            guarded,
+            reviewed.guarded,
             airgap,
-            reviews,
-            bits,
+            reviewed.envelopes,
+            reviewed.scope,
+            reviewed.bits,
             before.at,
         )
         with gate(node, job, "receipt") as found:
-            digest, surface = issue(node, passed, node.state / "outbox" / job, clock)
+            outbox = node.state / "outbox" / job
+            digest, surface = issue(node, passed, outbox, clock)
+            confirm(node, admitted, reviewed, outbox)
+            charge.settle(reviewed.scope)
             found.append(f"receipt {digest[:16]}…, {len(surface.artifacts)} artifacts sealed")
     return digest
 

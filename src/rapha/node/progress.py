@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from rapha.evidence import canonical
-from rapha.node.datasets.client import Tell
+from rapha.node.datasets.channel import Tell
 from rapha.node.datasets.control import Progress
 from rapha.spec.refusals import Refused
 

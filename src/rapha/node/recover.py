@@ -12,11 +12,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from rapha.node.datasets.ledger.entries import Seen
 from rapha.node.journal import Entry
 from rapha.spec.units import parse_time
 
 OPEN, COMMITTED, ENDED, CLOSED = "accepted", "committed", "ended", "closed"
 TRAINING = "training"
+LEDGERED = "ledgered"
+"""How far the node saw a dataset's disclosure ledger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,18 @@ def charge(entries: Iterable[Entry]) -> Charge | None:
     started = began.data["started_ms"] / 1000
     last = parse_time(told[-1].time).timestamp()
     return Charge(started, began.data["records"], began.data["patients"], max(0.0, last - started))
+
+
+def seen(journal: Iterable[Entry], dataset: str) -> Seen | None:
+    """How far the node saw the dataset's disclosure ledger; None where it never did.
+
+    A job that a crash cut off stays charged there as the worst case: what it released is for nobody to say.
+
+    Raises:
+        Refused: `schema.*` for an entry that another version wrote.
+    """
+    found = [e.data for e in journal if e.event == LEDGERED and e.data.get("dataset") == dataset]
+    return Seen.parse({name: found[-1].get(name) for name in Seen.model_fields}, LEDGERED) if found else None
 
 
 def next_boundary(started: float, quantum_s: int, now: float) -> float:

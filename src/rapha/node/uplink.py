@@ -131,9 +131,10 @@ class Uplink:
         """Write once for the researcher's client."""
         self._call("write_slot", job=job, slot=slot, value=dict(value))
 
-    def transition(self, job: str, state: str, surface: Mapping[str, Any] | None) -> None:
-        """Move the job's state at the coordinator; `surface` goes with an end."""
-        self._call("transition", job=job, state=state, surface=dict(surface) if surface else None)
+    def transition(self, job: str, state: str, surface: Mapping[str, Any] | None, more_s: int = 0) -> None:
+        """Move the job's state at the coordinator; `surface` goes with an end, `more_s` adds to a silence."""
+        told = dict(surface) if surface else None
+        self._call("transition", job=job, state=state, surface=told, more_s=more_s)
 
     def state(self, job: str) -> str:
         """Where the coordinator has the job: a state's name."""

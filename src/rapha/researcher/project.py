@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from rapha.spec.base import Profile
 from rapha.spec.job import JobFile, parse_job_file
 from rapha.spec.refusals import Refused
 
-TEMPLATES: Final = ("tabular", "outcomes", "dicom")
+TEMPLATES: Final = ("tabular", "outcomes", "dicom", "evaluate", "private")
+MAKER: Final = "make_base.py"
+"""In a template that brings a model: writes it, since no binary lies in a template."""
 RUNTIME: Final = "python-torch"
 """The runtime that images ask for unless told otherwise; nodes name theirs in the catalogue."""
 
@@ -57,12 +60,15 @@ class Project:
         With `base`, an OCI layout or an archive of one, the image is a full one on its layers; without,
         the node's runtime is what the code runs on.
 
-        Returns the manifest digest. Raises `Refused` (`image.*`, `schema.*`).
+        Returns the manifest digest. Raises `Refused` (`image.*`, `schema.*`), for a base model as
+        `rapha.runtime.base_model.find`, which says the digest of what is there.
         """
         from rapha.runtime.image import build, build_full
 
         job = self.load()
         source, out = source or self.folder / "code", self.folder / job.image
+        if job.model.base is not None:
+            _check_base(source, job.model.base)
         if base is not None:
             return build_full(source, out, base=base, entrypoint=job.entrypoint, predict=job.predict)
         return build(source, out, entrypoint=job.entrypoint, predict=job.predict, runtime=RUNTIME)
@@ -73,14 +79,18 @@ class Project:
         What a full image holds is judged by the bases that a node allows, which are not known here.
 
         Raises:
-            Refused: `schema.*`, `image.*`; `image.entrypoint_missing` where job.yaml's commands are others.
+            Refused: `schema.*`, `image.*`; `image.base_missing` for a base model that it lacks;
+                `image.entrypoint_missing` where job.yaml's commands are others.
         """
+        from rapha.runtime.base_model import find_in
         from rapha.runtime.image import inspect, read
 
         file = self.load()
         image = inspect(self.folder / file.image)
         if image.kind == "slim":
-            read(self.folder / file.image).close()
+            with read(self.folder / file.image) as unpacked:
+                if file.model.base is not None:
+                    find_in(unpacked.files, file.model.base)
         if image.entrypoint != file.entrypoint or image.predict != file.predict:
             raise Refused("image.entrypoint_missing", "job.yaml's commands changed since the image was built")
         return image.digest
@@ -144,8 +154,22 @@ class Project:
         return text
 
 
+def _check_base(source: Path, digest: str) -> None:
+    """Whether the base model is among what `build` ships. Raises `Refused` (`image.base_*`)."""
+    from rapha.runtime.base_model import SUFFIX, find
+    from rapha.runtime.image.build import SKIPPED
+
+    names = (path.relative_to(source) for path in source.rglob(f"*{SUFFIX}") if path.is_file())
+    shipped = (n for n in names if not any(part.startswith(".") or part in SKIPPED for part in n.parts))
+    find({name.as_posix(): source / name for name in shipped}, digest)
+
+
 def init(template: str, folder: Path) -> Project:
-    """Copy a working template and make its result key. Raises `Refused` (`schema.field_invalid`)."""
+    """Copy a working template, and make its result key and the model that it brings, if it does.
+
+    Raises:
+        Refused: `schema.field_invalid`, `policy.conflict`.
+    """
     if template not in TEMPLATES:
         raise Refused("schema.field_invalid", f"template: choose one of {', '.join(TEMPLATES)}")
     if folder.exists() and any(folder.iterdir()):
@@ -154,6 +178,10 @@ def init(template: str, folder: Path) -> Project:
         shutil.copytree(
             source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "__init__.py")
         )
+    # A job of the hospital's own trainer has no code, and its image holds an empty folder.
+    (folder / "code").mkdir(exist_ok=True)
+    if (folder / MAKER).exists():
+        runpy.run_path(str(folder / MAKER))["write"]()
     project = Project(folder)
     key = folder / project.load().recipient.removesuffix(".pub")
     hpke.generate(key)

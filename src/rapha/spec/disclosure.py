@@ -18,22 +18,37 @@ Epsilon = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
 Delta = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 LEAST_NON_MEMBERS: Final = 1000
 """A true positive rate at a false positive rate of 0.1% can't be resolved with fewer (gates, section 5.8)."""
+LEAST_MEMBERS: Final = 100
+"""Patients; shadows are trained on halves of them, and on less than that nothing like the model comes out."""
+LEAST_MOST_TPR: Final = 0.01
+"""A limit below would refuse by chance: with 1,000 non-members the threshold hangs on the second highest of
+them, and lets more than 1% of strangers pass about once in 2,000 tests."""
+LEAST_SHADOWS: Final = 4
+"""Two pairs of halves: everybody is in two of them and out of two."""
 
 
 class LeakageTest(Model):
     """Check 8: how hard the node tries to tell members from non-members before it lets weights go.
 
     Attributes:
-        shadows: models trained again on random halves of the members; 0 switches the test off.
+        shadows: models trained again on random halves of the members, `LEAST_SHADOWS` or more; 0 switches the
+            test off.
         canaries: records with a wrong label that half of the shadow models see.
         limit_s: wall clock for all shadows together; what is not done by then is left out.
-        most_tpr: refuse where more members than this share are found at 0.1% false positives; 1 never does.
+        most_tpr: refuse where more members than this share are found at 0.1% false positives, by the lower
+            end of its interval; 1 never does.
     """
 
     shadows: Annotated[int, Field(ge=0, le=256)] = 0
     canaries: Annotated[int, Field(ge=0, le=1000)] = 0
     limit_s: Annotated[int, Field(ge=1, le=7 * 86400)] = 3600
-    most_tpr: Annotated[float, Field(gt=0, le=1)] = 1.0
+    most_tpr: Annotated[float, Field(ge=LEAST_MOST_TPR, le=1)] = 1.0
+
+    @model_validator(mode="after")
+    def _enough_or_none(self) -> Self:
+        if 0 < self.shadows < LEAST_SHADOWS:
+            raise ValueError(f"shadows: 0, or {LEAST_SHADOWS} or more")
+        return self
 
 
 class Caps(Model):
@@ -109,6 +124,7 @@ class Balance(Model):
 
     Attributes:
         head: digest of the ledger's last entry, which chains all before it.
+        entries: how many entries that are.
         opt_out_version: of the list that the job ran with.
         most_used: jobs that the most used patient was in.
     """
@@ -123,6 +139,7 @@ class Balance(Model):
     most_used: Spent
     opt_out_version: Sha256
     head: Sha256
+    entries: Annotated[int, Field(ge=1, le=2**53 - 1)]
 
 
 class Leakage(Model):
@@ -173,11 +190,14 @@ class Searched(Model):
     """The known-identifier tripwire over the rebuilt bytes. A hit refuses; a pass is not evidence.
 
     Attributes:
-        found: whether any identifier of the job's patients is in the bytes.
-        searched: patterns that were looked for.
-        too_short: identifiers so short that chance alone would find them; they were not looked for.
+        found: whether identifiers of the job's patients are in the bytes.
+        searched: identifiers that were looked for; of several files, the most of any.
+        too_short: identifiers so short or plain that chance alone would find them, so they were not looked
+            for; of several files, the most of any.
+        file: where they were found; empty where they were not.
     """
 
     found: bool
     searched: Count
     too_short: Count
+    file: Annotated[str, Field(max_length=64)] = ""

@@ -16,7 +16,8 @@ from rapha.spec.cohort import conditions
 from rapha.spec.dataset import DatasetManifest
 from rapha.spec.job import Assurance, Compute, Job, Modality, Purpose
 from rapha.spec.refusals import REGISTRY, Refused
-from rapha.spec.release_plan import ReleaseDtype, TrustedMetric
+from rapha.spec.release_plan import TrustedMetric
+from rapha.spec.weights import BITS, ReleaseDtype
 
 MAX_FINDINGS: Final = 4096
 
@@ -37,12 +38,18 @@ class RequestedRecords(Model):
 
 
 class RequestedOutputs(Model):
-    """What the job's release plan lets out: `bytes` is the most that all released files weigh."""
+    """What the job's release plan lets out: `bytes` is the most that all released files weigh.
+
+    `bits` are those of one floating parameter once it is rounded; `noise` is the standard deviation of what
+    the guard adds, 0 for none. Both are 0 without weights.
+    """
 
     bytes: Natural
     parameters: Natural
     has_weights: bool
     release_dtype: ReleaseDtype | None
+    bits: Annotated[int, Field(ge=0, le=max(BITS.values()))]
+    noise: Annotated[float, Field(ge=0)]
     trusted_metrics: tuple[TrustedMetric, ...]
 
     @model_validator(mode="after")
@@ -85,6 +92,8 @@ class JobFacts(Model):
                 parameters=plan.parameters,
                 has_weights=plan.weights is not None,
                 release_dtype=plan.weights.release_dtype if plan.weights else None,
+                bits=plan.weights.element_bits if plan.weights else 0,
+                noise=plan.weights.noise_std if plan.weights else 0.0,
                 trusted_metrics=plan.trusted_metrics,
             ),
             compute=job.compute,
@@ -178,6 +187,7 @@ class AdmissionInput(Model):
     node: NodeFacts
     scan: ScanFacts
     approvals_required: Annotated[int, Field(ge=1, le=64)]
+    reviews_required: Annotated[int, Field(ge=1, le=64)]
     settlement_configured: bool
 
 

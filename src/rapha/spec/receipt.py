@@ -12,8 +12,10 @@ from pydantic import Field, StringConstraints, model_validator
 
 from rapha.spec.agreement import Label
 from rapha.spec.base import Model, Name, Sha256, Timestamp, Yes, Zero
+from rapha.spec.disclosure import Guarantee
 from rapha.spec.job import Assurance, Purpose
 from rapha.spec.lan import ranges
+from rapha.spec.verdicts import Scope, Verdict
 
 ImageDigest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
@@ -152,7 +154,12 @@ class Times(Model):
 
 
 class Receipt(Model):
-    """Predicate of the `receipt` statement; its subjects are the released artifacts."""
+    """Predicate of the `receipt` statement; its subjects are the released artifacts.
+
+    Attributes:
+        released: all that was planned, or by the reviewers' verdict the trusted metrics alone.
+        guarantee: differential privacy of the weights, where the hospital's own trainer made them; else None.
+    """
 
     job: JobReference
     node: Name
@@ -164,6 +171,8 @@ class Receipt(Model):
     sandbox: Sandbox
     airgap: AirGap
     outcome: Literal["success"]
+    released: Scope
+    guarantee: Guarantee | None = None
     covert_bound_bits: Count
     assurance: Assurance
     nonce: Sha256
@@ -188,6 +197,6 @@ class Review(Model):
     """An output reviewer's signed verdict over the disclosure report, and the digest of what was shown."""
 
     job: Sha256
-    verdict: Literal["release", "metrics-only", "refuse"]
+    verdict: Verdict
     report: Sha256
     shown: Sha256

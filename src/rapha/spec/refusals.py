@@ -110,6 +110,14 @@ REGISTRY: Final[dict[str, Entry]] = {
         "Code imports a module that is neither in the image nor in the runtime.",
         "Add the module to the image, or use a runtime that has it.",
     ),
+    "image.base_missing": _e(
+        "The base model that the job names is not in the image, or is there more than once.",
+        "Put the file below code/ once, and its SHA-256 into `model.base`.",
+    ),
+    "image.base_invalid": _e(
+        "The base model is not a plain safetensors file.",
+        "Save the tensors again with safetensors, without metadata.",
+    ),
     "image.secret": _e(
         "The image carries what looks like a private key or token.", "Remove it; and revoke it."
     ),
@@ -139,7 +147,15 @@ REGISTRY: Final[dict[str, Entry]] = {
         "The release plan asks for more than the policy grants.",
         "Ask for fewer bytes, a smaller dtype, or metrics only.",
     ),
-    "policy.kind": _e("This node does not run jobs of this kind.", "Use `kind: train`."),
+    "policy.kind": _e("This node does not run jobs of this kind.", "Use a kind that the policy offers."),
+    "policy.private": _e(
+        "This private training can't be done, or not at what it promises.",
+        "Change `private` as the message says.",
+    ),
+    "policy.leakage": _e(
+        "The hospital demands a membership test that this job can't be put to.",
+        "Plan trusted_metrics of the released weights, and name the `predict` command.",
+    ),
     "policy.network": _e("The job asks for a network.", "Remove it; there is none."),
     "policy.assurance": _e(
         "The node's assurance is below what the policy or the job accepts.",
@@ -185,6 +201,10 @@ REGISTRY: Final[dict[str, Entry]] = {
     "budget.required": _e("The dataset has a price and the job no budget.", "Add `budget`."),
     "budget.no_settlement": _e(
         "The dataset has a price and no vault is configured.", "The operator configures settlement."
+    ),
+    "budget.disclosure": _e(
+        "The dataset may not give away as much more as the job could release.",
+        "Release less, as the message says, or ask the hospital.",
     ),
     # posture
     "posture.evidence_invalid": _e(
@@ -242,6 +262,10 @@ REGISTRY: Final[dict[str, Entry]] = {
     "node.journal_invalid": _e(
         "The journal of served records does not verify.",
         "The hospital keeps the file and submits no count from it.",
+    ),
+    "node.ledger_invalid": _e(
+        "The disclosure ledger does not verify, or is older than the node's log.",
+        "The hospital restores the newest copy; no job runs on the dataset before that.",
     ),
     "node.internal": _e(
         "A gate could not find out; that is a refusal.", "Tell the hospital; its log has the cause."

@@ -18,6 +18,8 @@ Number = int | Annotated[float, AllowInfNan(True)]
 Reported = bool | int | float | str
 """A value that a job states about itself, as it is released."""
 MAX_FIELDS: Final = 256
+LARGEST_INTEGER: Final = 2**53 - 1
+"""RFC 8785 has no larger one."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_:@+-]|\.(?!\.)){0,190}(?<!\.)")
 _MAX_FILE: Final = 64
 _FILE: Final = r"[A-Za-z0-9_](?:\.?[A-Za-z0-9_-])*\.?"
@@ -43,6 +45,8 @@ def check_bounds(low: Number, high: Number, where: str) -> None:
     # Integers are compared as they are: a huge one can't become a float.
     if any(isinstance(x, float) and not math.isfinite(x) for x in (low, high)):
         raise invalid(f"{where}: min and max must be finite")
+    if any(isinstance(x, int) and abs(x) > LARGEST_INTEGER for x in (low, high)):
+        raise invalid(f"{where}: whole numbers beyond 2^53 - 1 are written with an exponent")
     if low > high:
         raise invalid(f"{where}: min is above max")
 
@@ -97,8 +101,8 @@ class IntegerField(Model):
 
     name: str
     type: Literal["integer"]
-    min: Annotated[int, Field(ge=-(2**53), le=2**53)]
-    max: Annotated[int, Field(ge=-(2**53), le=2**53)]
+    min: Annotated[int, Field(ge=-LARGEST_INTEGER, le=LARGEST_INTEGER)]
+    max: Annotated[int, Field(ge=-LARGEST_INTEGER, le=LARGEST_INTEGER)]
 
     @model_validator(mode="after")
     def _consistent(self) -> IntegerField:

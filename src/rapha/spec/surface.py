@@ -18,14 +18,18 @@ from pydantic import Field, StringConstraints, model_validator
 
 from rapha.spec.base import Model, One, Sha256
 from rapha.spec.refusals import REGISTRY, Refused, entry
-from rapha.spec.release_plan import ENDINGS, METRIC_DECIMALS, TRUSTED_METRICS, ReleasePlan, metric_keys
+from rapha.spec.release_plan import ENDINGS, METRIC_DECIMALS, TRUSTED_METRICS, ReleasePlan, metric_of
 from rapha.spec.reported import Reported
+from rapha.spec.subgroups import GROUP_PATTERN
 
 Outcome = Literal["success", "refused", "failed"]
 ExitClass = Literal["none", "success", "failed", "time", "memory", "outputs"]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")]
-MetricName = Annotated[str, StringConstraints(pattern=r"^[a-z]{1,16}(\.(low|high|10|[1-9]))?$")]
+MetricName = Annotated[
+    str, StringConstraints(pattern=rf"^[a-z][a-z0-9_]{{0,31}}({GROUP_PATTERN})?(\.(low|high|10|[1-9]))?$")
+]
+"""A metric, the subgroup it is of, and which of its numbers: `auroc`, `auroc@sex=1.low`, `roc.3`."""
 
 EXIT_CODES: Final[dict[str, ExitClass]] = {
     "job.failed": "failed",
@@ -35,7 +39,7 @@ EXIT_CODES: Final[dict[str, ExitClass]] = {
     "job.outputs": "outputs",
 }
 """How the code ended, where its own behaviour is what the code names."""
-AFTER_RECORDS: Final = frozenset(ENDINGS) - {"success"}
+AFTER_RECORDS: Final = frozenset(ENDINGS) & REGISTRY.keys()
 """All that may be said of a failure once a record was served."""
 EXPLAINED: Final = ("schema.", "image.", "policy.", "consent.", "budget.", "posture.")
 """Families whose own words may leave before that; the rest may speak of records, the host or job text."""
@@ -138,7 +142,7 @@ class Surface(Model):
         if self.code or self.detail or self.startup or self.exit_class != "success":
             raise ValueError("a success carries no code, detail or startup fault")
         for name, value in self.metrics.items():
-            low, high = TRUSTED_METRICS.get(name.partition(".")[0], (1, 0))
+            low, high = TRUSTED_METRICS.get(metric_of(name), (1, 0))
             if round(value, METRIC_DECIMALS) != value or not low <= value <= high:
                 raise ValueError(f"metric {name}: not a trusted metric in its range, at 3 decimals")
 
@@ -231,7 +235,7 @@ def check_planned(
         or self_reported.keys() != fields.keys()
     ):
         raise Refused("node.internal", "the surface does not carry exactly the planned artifacts and fields")
-    if not metrics.keys() <= {key for name in plan.trusted_metrics for key in metric_keys(name)}:
+    if not metrics.keys() <= set(plan.metric_keys):
         raise Refused("node.internal", "the surface carries a metric that is not planned")
     for name, value in self_reported.items():
         try:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rapha.spec.dataset import DatasetManifest, Field, FolderSource, Provenance, Target
+from rapha.spec.disclosure import Caps
 from rapha.spec.paths import SourceFile
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class Terms:
     price_per_record: str = "0.25"
 
 
+DEMO_CAPS: Final = Caps(epsilon=8.0)
+"""As any hospital's by default, and private training up to this over all jobs."""
 Writer = Callable[[Path, Terms], DatasetManifest]
 """Writes a dataset below a folder."""
 
@@ -222,6 +225,7 @@ def describe(
         "consent_basis": "Published for research without identifiers; opt-outs honoured (demo)",
         "opt_outs": "opt-outs.txt",
         "salt": secrets.token_hex(32),
+        "disclosure": DEMO_CAPS,
     }
     manifest = DatasetManifest(**{**defaults, **described})
     lines = ["# Patients who asked to be left out, one identifier a line", *opt_outs, ""]

@@ -20,19 +20,23 @@ from rapha.evidence import canonical, hpke
 from rapha.evidence.agreement import open_agreement
 from rapha.evidence.keys import SigningKey
 from rapha.node import journal
-from rapha.node.desk import Desk
+from rapha.node.desk import Desk, Kind
 from rapha.researcher.client import CoordinatorClient
 from rapha.researcher.follow import Follower
 from rapha.researcher.project import Project
 from rapha.researcher.signing import SignedJob
 from rapha.spec.refusals import Refused
 from rapha.spec.trust import Trust
+from rapha.spec.verdicts import Verdict
 from rapha.testing import world as worlds
 from rapha.testing.hospital import Writer
 from rapha.testing.world import World
 
 START_S: Final = 30.0
 RAPHA: Final = (sys.executable, "-m", "rapha")
+Verdicts = Mapping[str, Verdict]
+"""What each reviewer signs, by the name of the key file."""
+RELEASE: Final[Verdicts] = dict.fromkeys(worlds.REVIEWERS, "release")
 
 
 @contextmanager
@@ -97,10 +101,13 @@ def node(work: Path, command: Sequence[str] = (*RAPHA, "node", "serve")) -> Iter
 
 
 @contextmanager
-def people(world: World) -> Iterator[None]:
-    """Owners and reviewer who sign, with their own key files, whatever their desk shows."""
+def people(world: World, verdicts: Verdicts = RELEASE) -> Iterator[None]:
+    """Owners who approve, reviewers who sign `verdicts`: with their own key files, whatever the desk shows.
+
+    A reviewer that `verdicts` does not name signs nothing.
+    """
     done = threading.Event()
-    thread = threading.Thread(target=_sign_all, args=(world, done), daemon=True)
+    thread = threading.Thread(target=_sign_all, args=(world, verdicts, done), daemon=True)
     thread.start()
     try:
         yield
@@ -109,19 +116,19 @@ def people(world: World) -> Iterator[None]:
         thread.join()
 
 
-def _sign_all(world: World, done: threading.Event) -> None:
+def _sign_all(world: World, verdicts: Verdicts, done: threading.Event) -> None:
     desk = Desk(world.node / "state" / "desk", worlds.NODE, "demo")
-    signers = {
-        "approval": [SigningKey.load(world.people / f"{name}.pem") for name in worlds.OWNERS],
-        "review": [SigningKey.load(world.people / "reviewer.pem")],
+    key = {name: SigningKey.load(world.people / f"{name}.pem") for name in (*worlds.OWNERS, *verdicts)}
+    signers: dict[Kind, list[tuple[SigningKey, str]]] = {
+        "approval": [(key[name], "approve") for name in worlds.OWNERS],
+        "review": [(key[name], verdict) for name, verdict in verdicts.items()],
     }
-    verdicts = {"approval": "approve", "review": "release"}
     while not done.wait(0.02):
         for request in desk.waiting():
-            for key in signers[request["kind"]]:
-                if key.keyid not in request["answered"]:
+            for signer, verdict in signers[request["kind"]]:
+                if signer.keyid not in request["answered"]:
                     try:
-                        desk.answer(request["job"], request["kind"], key, verdicts[request["kind"]])
+                        desk.answer(request["job"], request["kind"], signer, verdict)
                     except Refused:
                         break  # the node took the request off the desk meanwhile
 

@@ -31,8 +31,9 @@ NODE: Final = "st-elsewhere-1"
 HOSPITAL: Final = "st-elsewhere"
 COMPANY: Final = "acme-diagnostics"
 OWNERS: Final = ("guardian", "dpo")
+REVIEWERS: Final = ("reviewer", "statistician")
 WAIVER: Final = "demo: one machine, no WAN interface; the trainer has no route of its own"
-RUNTIME_PACKAGES: Final = ("torch", "numpy", "safetensors")
+RUNTIME_PACKAGES: Final = ("torch", "numpy", "safetensors", "opacus")
 TERMS: Final = hospital.Terms(
     organisations=(COMPANY,),
     purposes=("research/diagnosis", "research/prognosis"),
@@ -43,6 +44,8 @@ WRITERS: Final[dict[str, hospital.Writer]] = {
     "tabular": hospital.write_breast_fna,
     "outcomes": hospital.write_flchain,
     "dicom": imaging.write_dicom,
+    "evaluate": hospital.write_flchain,
+    "private": hospital.write_flchain,
 }
 
 
@@ -60,7 +63,7 @@ class World:
 
     @property
     def people(self) -> Path:
-        """Key files of the hospital's owners and reviewer."""
+        """Key files of the hospital's owners and reviewers."""
         return self.root / "hospital" / "people"
 
     @property
@@ -169,8 +172,7 @@ def _people(world: World) -> dict[str, SigningKey]:
         "company": world.company / "company.pem",
         "developer": world.developer,
         "tee": world.node / "keys" / "tee-root.pem",
-        "reviewer": world.people / "reviewer.pem",
-        **{name: world.people / f"{name}.pem" for name in OWNERS},
+        **{name: world.people / f"{name}.pem" for name in (*OWNERS, *REVIEWERS)},
     }
     keys = {}
     for name, path in places.items():
@@ -199,8 +201,11 @@ def _agreement(world: World, keys: dict[str, SigningKey], measurement: str) -> A
                 {"name": "D. Officer", "role": "Data Protection Officer", "key": text["dpo"]},
             ],
             "approvals_required": 2,
-            "reviewers": [{"name": "R. Reviewer", "role": "output reviewer", "key": text["reviewer"]}],
-            "reviews_required": 1,
+            "reviewers": [
+                {"name": "R. Reviewer", "role": "output reviewer", "key": text["reviewer"]},
+                {"name": "S. Statistician", "role": "disclosure statistician", "key": text["statistician"]},
+            ],
+            "reviews_required": 2,
             "nodes": [{"id": NODE, "receipt_key": receipt_key}],
             "measurements": [measurement],
             "datasets": [manifest.dataset],

@@ -143,6 +143,16 @@ def test_a_job_goes_through_and_each_silence_is_declared(
     assert coordinator.receipt == ({"job_id": JOB}, {"receipt": {}}, coordinator.uploads)
 
 
+@pytest.mark.parametrize(("more_s", "declared"), [(5000, 5000), (-5000, 0)])
+def test_a_job_whose_model_is_attacked_may_be_silent_for_longer(
+    pipeline: Any, coordinator: Coordinator, more_s: int, declared: int
+) -> None:
+    pipeline("lease", key="ab" * 32, wait=0)
+    advance(pipeline, "ticketed", "awaiting_approval", "admitted")
+    assert pipeline("transition", job=JOB, state="running", surface=None, more_s=more_s) == {}
+    assert coordinator.steps[-1].silent_period_s == MARGIN_S + 760 + declared
+
+
 def test_releasing_again_after_a_lost_answer_sends_the_same(
     pipeline: Any, coordinator: Coordinator, tmp_path: Path
 ) -> None:

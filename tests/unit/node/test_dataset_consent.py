@@ -122,8 +122,11 @@ def test_zeros_within_a_number_tell_patients_apart() -> None:
     assert match_opt_outs(frozenset({"MRN17"}), ["MRN107", "MRN170", "other"]) == frozenset()
 
 
-def test_an_exact_line_beside_a_similar_patient_is_fine() -> None:
-    assert match_opt_outs(frozenset({"A-1"}), ["A-1", "A1"]) == {"A-1"}
+def test_one_spelling_of_two_that_are_here_refuses_until_both_are_listed() -> None:
+    with pytest.raises(Refused, match=r"node\.dataset_invalid"):
+        match_opt_outs(frozenset({"A-1"}), ["A-1", "A1"])
+    assert match_opt_outs(frozenset({"A-1", "A1"}), ["A-1", "A1", "A2"]) == {"A-1", "A1"}
+    assert match_opt_outs(frozenset({"B"}), ["A-1", "A1", "B"]) == {"B"}, "twins whom nobody listed"
 
 
 @given(

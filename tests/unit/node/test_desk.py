@@ -17,7 +17,8 @@ from rapha.spec.receipt import Approval, Review
 from rapha.spec.refusals import Refused
 
 SHOWN = {"who": "Acme", "patients": "up to 10"}
-REPORT = {"report": "ff" * 32, "covert_bound_bits": 8_000_000}
+CHOICES = ("release", "metrics-only", "refuse")
+REPORT = {"report": "ff" * 32, "covert_bound_bits": 8_000_000, "choices": list(CHOICES)}
 JOB, OTHER_JOB = "11" * 32, "22" * 32
 ANN, BEN, EVE = (SigningKey.generate() for _ in range(3))
 CLAIMS = Approval(
@@ -43,16 +44,25 @@ PEOPLE = [person(ANN), person(BEN)]
 @pytest.fixture
 def desk(tmp_path: Path) -> Desk:
     made = Desk(tmp_path / "desk", "hospital-1", "demo")
-    made.ask(JOB, "approval", CLAIMS, SHOWN)
+    made.ask(CLAIMS, SHOWN)
     return made
 
 
 def collect(desk: Desk, required: int = 1, **changed: Any) -> list[dsse.EnvelopeDict]:
+    expected = changed.get("expected", CLAIMS)
+    offered = ("approve",) if isinstance(expected, Approval) else CHOICES
     arguments: dict[str, Any] = {
-        **{"job": JOB, "kind": "approval", "expected": CLAIMS, "people": PEOPLE, "timeout_s": 0.0},
+        **{"expected": expected, "people": PEOPLE, "timeout_s": 0.0, "offered": offered},
         **{"stopped": lambda: False, **changed},
     }
-    return desk.collect(required=required, **arguments)
+    return [answer.envelope for answer in desk.collect(required=required, **arguments)]
+
+
+def verdicts(desk: Desk, required: int = 1, **changed: Any) -> list[str]:
+    return [
+        str(dsse.unverified_predicate(e)["verdict"])
+        for e in collect(desk, required, expected=REVIEW, **changed)
+    ]
 
 
 def code(desk: Desk, required: int = 1, **changed: Any) -> str:
@@ -104,13 +114,105 @@ def test_one_no_is_a_no(desk: Desk) -> None:
     assert code(desk) == "policy.approval_refused"
 
 
-@pytest.mark.parametrize("verdict", ["refuse", "metrics-only"])
-def test_a_review_that_is_not_release_is_a_no(desk: Desk, verdict: str) -> None:
-    desk.ask(JOB, "review", REVIEW, REPORT)
-    desk.answer(JOB, "review", ANN, verdict)
-    assert code(desk, kind="review", expected=REVIEW) == "policy.review_refused"
-    desk.answer(JOB, "review", ANN, "release")
-    assert len(collect(desk, kind="review", expected=REVIEW)) == 1
+@pytest.fixture
+def reviewing(tmp_path: Path) -> Desk:
+    made = Desk(tmp_path / "reviews", "hospital-1", "demo")
+    made.ask(REVIEW, REPORT)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("release", "release"), ("release", "metrics-only"), ("metrics-only", "metrics-only")],
+)
+def test_reviewers_may_say_different_yeses(reviewing: Desk, first: str, second: str) -> None:
+    reviewing.answer(JOB, "review", ANN, first)
+    assert code(reviewing, 2, expected=REVIEW) == "policy.approval_missing"
+    reviewing.answer(JOB, "review", BEN, second)
+    assert sorted(verdicts(reviewing, 2)) == sorted([first, second])
+
+
+@pytest.mark.parametrize("yes", ["release", "metrics-only"])
+def test_one_refusal_is_a_no_whatever_the_others_say(reviewing: Desk, yes: str) -> None:
+    reviewing.answer(JOB, "review", ANN, yes)
+    reviewing.answer(JOB, "review", BEN, "refuse")
+    # Enough said yes, and before: the refusal still counts, since it lies on the desk.
+    assert code(reviewing, 1, expected=REVIEW) == "policy.review_refused"
+    reviewing.answer(JOB, "review", BEN, yes)
+    assert verdicts(reviewing, 2) == [yes, yes]
+
+
+def test_a_verdict_that_is_not_offered_is_neither_signed_nor_taken(reviewing: Desk) -> None:
+    reviewing.answer(JOB, "review", ANN, "metrics-only")
+    assert code(reviewing, expected=REVIEW, offered=("release", "refuse")) == "policy.approval_invalid"
+    shown = {**REPORT, "choices": ["release", "refuse"]}
+    reviewing.ask(REVIEW.model_copy(update={"shown": canonical.digest(shown)}), shown)
+    with pytest.raises(Refused) as caught:
+        reviewing.answer(JOB, "review", BEN, "metrics-only")
+    assert caught.value.code == "schema.field_invalid"
+
+
+def test_no_choices_no_verdict(reviewing: Desk) -> None:
+    shown = {"report": "ff" * 32}
+    reviewing.ask(REVIEW.model_copy(update={"shown": canonical.digest(shown)}), shown)
+    with pytest.raises(Refused) as caught:
+        reviewing.answer(JOB, "review", BEN, "release")
+    assert caught.value.code == "schema.field_invalid"
+
+
+def test_one_key_has_one_verdict(reviewing: Desk) -> None:
+    reviewing.answer(JOB, "review", ANN, "release")
+    kept = (reviewing.root / JOB / f"review.{ANN.keyid}.json").read_bytes()
+    reviewing.answer(JOB, "review", ANN, "metrics-only")
+    (reviewing.root / JOB / "review.0.json").write_bytes(kept)
+    assert code(reviewing, expected=REVIEW) == "policy.approval_invalid"
+    reviewing.answer(JOB, "review", ANN, "refuse")
+    assert code(reviewing, expected=REVIEW) == "policy.review_refused"
+
+
+def test_who_signs_after_the_page_was_taken_away_is_told_so(reviewing: Desk) -> None:
+    reviewing.answer(JOB, "review", ANN, "release")
+    reviewing.close(JOB, "review")
+    reviewing.close(JOB, "review")
+    assert verdicts(reviewing) == ["release"]
+    with pytest.raises(Refused) as caught:
+        reviewing.answer(JOB, "review", BEN, "refuse")
+    assert caught.value.code == "policy.not_found"
+
+
+@pytest.mark.parametrize("take", [Desk.close, lambda desk, job, kind: desk.clear(job)])
+def test_an_answer_that_crosses_with_the_decision_is_told_so(
+    reviewing: Desk, monkeypatch: pytest.MonkeyPatch, take: Callable[..., None]
+) -> None:
+    sign = dsse.sign
+
+    def slowly(*arguments: Any, **named: Any) -> dsse.EnvelopeDict:
+        take(reviewing, JOB, "review")  # the node decides while the reviewer's key is at work
+        return sign(*arguments, **named)
+
+    monkeypatch.setattr("rapha.node.desk.dsse.sign", slowly)
+    with pytest.raises(Refused) as caught:
+        reviewing.answer(JOB, "review", ANN, "refuse")
+    assert caught.value.code == "policy.not_found"
+
+
+def test_a_request_is_found_by_a_beginning_of_its_job(desk: Desk) -> None:
+    assert desk.asked(JOB, "approval") == (JOB, SHOWN)
+    assert desk.asked(JOB[:8], "approval")[0] == JOB
+    desk.ask(CLAIMS.model_copy(update={"job": JOB[:60] + "2222"}), SHOWN)
+    for name in (JOB[:7], "", JOB[:60], OTHER_JOB, "../" + JOB, "*" * 8, "/" + JOB):
+        with pytest.raises(Refused) as caught:
+            desk.asked(name, "approval")
+        assert caught.value.code == "policy.not_found"
+    with pytest.raises(Refused):
+        desk.asked(JOB, "review")
+
+
+def test_a_request_in_another_jobs_folder_is_not_shown(desk: Desk) -> None:
+    (desk.root / JOB).rename(desk.root / OTHER_JOB)
+    with pytest.raises(Refused) as caught:
+        desk.asked(OTHER_JOB, "approval")
+    assert caught.value.code == "policy.approval_invalid"
 
 
 def test_the_node_stopping_ends_the_wait(desk: Desk) -> None:
@@ -211,7 +313,7 @@ def test_a_changed_request_does_not_pass_for_what_the_node_asked(desk: Desk) -> 
 
 @pytest.mark.parametrize(("kind", "verdict"), [("approval", "approve"), ("review", "release")])
 def test_a_person_does_not_sign_what_they_were_not_shown(desk: Desk, kind: Any, verdict: str) -> None:
-    desk.ask(JOB, "review", REVIEW, REPORT)
+    desk.ask(REVIEW, REPORT)
     path = desk.root / JOB / f"{kind}.request.json"
     request = json.loads(path.read_text())
     request["shown"] = {**request["shown"], "covert_bound_bits": 12}
@@ -223,15 +325,13 @@ def test_a_person_does_not_sign_what_they_were_not_shown(desk: Desk, kind: Any, 
     request["claims"]["shown"] = canonical.digest(request["shown"])
     path.write_text(json.dumps(request))
     desk.answer(JOB, kind, ANN, verdict)
-    assert (
-        code(desk, kind=kind, expected=CLAIMS if kind == "approval" else REVIEW) == "policy.approval_invalid"
-    )
+    assert code(desk, expected=CLAIMS if kind == "approval" else REVIEW) == "policy.approval_invalid"
 
 
 def test_a_report_that_is_not_shown_is_neither_asked_for_nor_signed(desk: Desk) -> None:
     other = {**REPORT, "report": "00" * 32}
     with pytest.raises(Refused) as caught:
-        desk.ask(JOB, "review", REVIEW.model_copy(update={"shown": canonical.digest(other)}), other)
+        desk.ask(REVIEW.model_copy(update={"shown": canonical.digest(other)}), other)
     assert caught.value.code == "policy.approval_invalid"
 
 
@@ -256,3 +356,19 @@ def test_what_waits_is_listed_with_who_answered_and_cleared(desk: Desk) -> None:
     desk.clear(JOB)
     assert desk.waiting() == []
     assert list(desk.root.iterdir()) == []
+
+
+def test_a_folder_that_goes_while_the_desk_is_read_is_no_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk(tmp_path, "n", "demo")
+    (tmp_path / ("a" * 64)).mkdir()
+    glob = Path.glob
+
+    def going(folder: Path, pattern: str) -> Any:
+        if folder != tmp_path:
+            raise FileNotFoundError(folder)
+        return glob(folder, pattern)
+
+    monkeypatch.setattr(Path, "glob", going)
+    assert desk.waiting() == []

@@ -20,9 +20,9 @@ from rapha.evidence.keys import SigningKey
 from rapha.evidence.verify import DOES_NOT_PROVE, STEPS, StepResult, Verification
 from rapha.researcher.report import GateLine, render
 from rapha.researcher.report.lines import GATES
-from rapha.researcher.report.render import SENTENCE
 from rapha.spec.receipt import SECTIONS
 from rapha.spec.refusals import Refused
+from rapha.spec.verdicts import SENTENCE
 
 KEY = SigningKey.generate()
 WEIGHTS = "ab" * 32
@@ -75,7 +75,13 @@ def receipt_of(guard: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
             **{"wan_bytes_sent": None, "lifted": None},
             "probes": {"coordinator": "unreachable", "dns": "unreachable"},
         },
-        **{"outcome": "success", "covert_bound_bits": BITS, "assurance": "simulated", "nonce": "3" * 64},
+        **{
+            "outcome": "success",
+            "released": "all",
+            "covert_bound_bits": BITS,
+            "assurance": "simulated",
+            "nonce": "3" * 64,
+        },
         "times": {"admitted": "2025-03-01T10:00:00Z", "finished": "2025-03-01T10:01:00Z"},
         "previous": "4" * 64,
         **changes,

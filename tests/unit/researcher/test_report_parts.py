@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapha.researcher.report import plots, svg, view
+from rapha.researcher.report import plots, view
 from rapha.researcher.report.lines import GateLine, duration
+from rapha.runtime import charts
+from rapha.runtime.sizes import size as sized
 from rapha.spec.release_plan import CURVE_POINTS
 
 HOSTILE = "</svg><script>alert(1)</script>&\x00\u202e\ud800"
@@ -59,7 +61,7 @@ def test_duration(seconds: float, said: str) -> None:
     ],
 )
 def test_size(count: int, said: str) -> None:
-    assert view.size(count) == said
+    assert sized(count) == said
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_an_ornament_is_hidden_from_assistive_technology() -> None:
 
 
 def test_numbers_are_written_without_an_exponent() -> None:
-    assert svg.shape("rect", "bar", x=1e-9, y=1234567.891).attrib == {
+    assert charts.shape("rect", "bar", x=1e-9, y=1234567.891).attrib == {
         "class": "bar",
         "x": "0",
         "y": "1234567.89",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import numpy as np
 import pydicom
 import pytest
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from rapha.node.datasets.pseudonyms import held_out
 from rapha.node.sources.imaging import decode
@@ -24,6 +26,7 @@ from rapha.researcher.project import TEMPLATES, Project, init
 from rapha.runtime.image import read
 from rapha.runtime.scan import scan
 from rapha.spec.job import JobFile
+from rapha.spec.refusals import Refused
 from rapha.testing import imaging, world
 
 Data = dict[str, NDArray[Any]]
@@ -110,7 +113,10 @@ CASES: dict[str, tuple[Callable[[Path], Case], float]] = {
     "tabular": (breast_fna, 0.97),
     "outcomes": (flchain, 0.78),
     "dicom": (images, 0.9),
+    "evaluate": (flchain, 0.75),
+    "private": (flchain, 0.75),
 }
+TRAINED = tuple(name for name in TEMPLATES if name not in ("evaluate", "private"))
 
 
 @pytest.fixture(params=TEMPLATES)
@@ -127,7 +133,8 @@ def test_the_job_file_is_valid_and_its_image_passes_the_scanner(project: Project
     digest = project.build()
     image = read(project.folder / job.image)
     assert image.digest == digest
-    assert set(image.files) == {"app/train.py", "app/predict.py"}
+    what = "app/train.py" if job.kind == "train" else "app/gompertz.safetensors"
+    assert set(image.files) == (set() if job.private else {what, "app/predict.py"})
     assert scan(image).findings == ()
 
 
@@ -157,24 +164,82 @@ def auroc(labels: NDArray[np.float32], scores: NDArray[np.float32]) -> float:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("template", TRAINED)
 def test_the_job_trains_and_its_released_weights_predict(template: str, tmp_path: Path) -> None:
     source, least = CASES[template]
-    case = source(tmp_path)
-    special: Data = {"__labels__": np.array([case.label]), "__test__": case.held_out}
-    np.savez(tmp_path / "home.npz", **special, **case.data)  # type: ignore[arg-type]
-    project = init(template, tmp_path / "job")
-    job = project.load()
-    for folder in ("in", "out"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "in" / "plan.json").write_text(json.dumps(job.outputs.dump()))
-
+    case, project = source(tmp_path), init(template, tmp_path / "job")
+    _at_home(project, case, tmp_path)
     said = _run("train.py", project, tmp_path)
     assert said.startswith("first batch: ")
-    as_released(tmp_path / "out" / "model.safetensors", job)
-    _run("predict.py", project, tmp_path)
+    as_released(tmp_path / "out" / "model.safetensors", project.load())
+    _predicts(project, case, tmp_path, least)
 
-    scores = np.fromfile(tmp_path / "out" / "predictions.f32", dtype="<f4")
+
+def test_the_model_that_a_job_brings_predicts_as_it_is(tmp_path: Path) -> None:
+    source, least = CASES["evaluate"]
+    case, project = source(tmp_path), init("evaluate", tmp_path / "job")
+    _at_home(project, case, tmp_path)
+    (tmp_path / "in" / "released").mkdir()
+    model = project.folder / "code" / "gompertz.safetensors"
+    shutil.copy(model, tmp_path / "in" / "released" / "model.safetensors")
+    _predicts(project, case, tmp_path, least)
+
+
+def test_the_model_that_a_job_brings_is_made_the_same_everywhere(tmp_path: Path) -> None:
+    project = init("evaluate", tmp_path / "job")
+    model = project.folder / "code" / "gompertz.safetensors"
+    made = hashlib.sha256(model.read_bytes()).hexdigest()
+    assert made == project.load().model.base
+    tensors = load_file(model)
+    assert {name: tensor.tolist() for name, tensor in tensors.items()} == {
+        "bias": pytest.approx([-8.218505], abs=1e-5),
+        "weight": pytest.approx([0.0866434, 0.4054651], abs=1e-6),
+    }
+    model.unlink()
+    script = [sys.executable, "make_base.py"]
+    again = subprocess.run(script, cwd=project.folder, capture_output=True, text=True, check=True)
+    assert again.stdout.strip() == made == hashlib.sha256(model.read_bytes()).hexdigest()
+
+
+def test_a_build_tells_the_digest_of_the_model_that_is_there(tmp_path: Path) -> None:
+    project = init("evaluate", tmp_path / "job")
+    model = project.folder / "code" / "gompertz.safetensors"
+    model.write_bytes(model.read_bytes()[:-1] + b"\1")
+    with pytest.raises(Refused) as caught:
+        project.build()
+    assert caught.value.code == "image.base_missing"
+    assert f"gompertz.safetensors is {hashlib.sha256(model.read_bytes()).hexdigest()}" in caught.value.detail
+
+
+def test_a_hidden_copy_of_the_model_is_not_shipped_and_does_not_count(tmp_path: Path) -> None:
+    project = init("evaluate", tmp_path / "job")
+    model = project.folder / "code" / "gompertz.safetensors"
+    model.rename(model.with_name(".gompertz.safetensors"))
+    with pytest.raises(Refused, match="there is none"):
+        project.build()
+
+
+def test_an_image_built_for_another_model_is_not_signed(tmp_path: Path) -> None:
+    project = init("evaluate", tmp_path / "job")
+    project.build()
+    base = project.load().model.base
+    assert base is not None
+    project.file.write_text(project.file.read_text().replace(base, "0" * 64))
+    with pytest.raises(Refused, match=r"image\.base_missing"):
+        project.check_image()
+
+
+def _at_home(project: Project, case: Case, work: Path) -> None:
+    special: Data = {"__labels__": np.array([case.label]), "__test__": case.held_out}
+    np.savez(work / "home.npz", **special, **case.data)  # type: ignore[arg-type]
+    for folder in ("in", "out"):
+        (work / folder).mkdir()
+    (work / "in" / "plan.json").write_text(json.dumps(project.load().outputs.dump()))
+
+
+def _predicts(project: Project, case: Case, work: Path, least: float) -> None:
+    _run("predict.py", project, work)
+    scores = np.fromfile(work / "out" / "predictions.f32", dtype="<f4")
     assert scores.shape == case.held_out.shape
     assert scores.min() >= 0
     assert scores.max() <= 1

@@ -18,7 +18,7 @@ from rapha.evidence import canonical
 from rapha.runtime.guard.codes import CODES, Finding
 from rapha.runtime.guard.confined import run_in_process
 from rapha.runtime.guard.inspection import inspect
-from rapha.runtime.guard.process import ENVIRONMENT, believed, encode_request, read_released, run_in_child
+from rapha.runtime.guard.process import ENVIRONMENT, believed, encode_request, run_in_child, take
 from rapha.runtime.guard.report import GuardReport, refusal
 from rapha.runtime.sandbox.interface import Ending, Outcome, Running, Spec
 from rapha.spec.refusals import Refused
@@ -128,9 +128,9 @@ def lying(change: Callable[[Path, dict[str, Any]], object]) -> Callable[[Spec], 
 
     def act(spec: Spec) -> Outcome:
         assert spec.out is not None
-        given = next(m.source for m in spec.mounts if m.dest == "/rapha/in")
+        given = next(m.source for m in spec.mounts if m.dest == "/rapha/in/outputs")
         assert given is not None
-        report = inspect(given / "outputs", PLAN, spec.out).dump()
+        report = inspect(given, PLAN, spec.out).dump()
         change(spec.out, report)
         (spec.out / "report.guard").write_bytes(canonical.dumps(report))
         return ended()
@@ -171,7 +171,8 @@ def test_a_process_is_not_believed(folder: Path, tmp_path: Path, name: str) -> N
 def test_an_honest_sandbox_is_believed(folder: Path, tmp_path: Path) -> None:
     report = run_in_process(folder, PLAN, tmp_path / "out", sandbox=Answering(lying(lambda *_: None)))
     assert report.ok
-    assert read_released(tmp_path / "out", report, PLAN).keys() == set(PLAN.files)
+    take(tmp_path / "out", report, PLAN, None)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(PLAN.files)
 
 
 @pytest.mark.parametrize("answer", [b"", b"{}", b"[]", b"\xff", b"Traceback", b"null"])

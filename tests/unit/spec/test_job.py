@@ -84,6 +84,7 @@ def test_every_field_of_the_documented_example_parses_exactly() -> None:
             "fields": [{"name": "loss", "type": "number", "min": 0, "max": 100, "decimals": 3}],
         },
         "trusted_metrics": ["auroc", "accuracy"],
+        "subgroups": [],
         "max_bytes": 1048576,
     }
     assert file.dump() == {
@@ -109,6 +110,7 @@ def test_every_field_of_the_documented_example_parses_exactly() -> None:
         "compute": {"cpus": 2, "memory": "4GiB", "gpus": 0, "wall_clock": "20m"},
         "assurance": "simulated",
         "budget": {"currency": "USDC", "max": "250.00"},
+        "private": None,
     }
 
 
@@ -212,11 +214,62 @@ def test_a_wrong_value_refuses(path: str, value: Any) -> None:
     assert refusal(changed(path, value)).code == "schema.field_invalid"
 
 
-def test_evaluate_needs_a_base() -> None:
-    assert "model.base" in refusal(changed("kind", "evaluate")).detail
+def evaluation() -> dict[str, Any]:
+    """A job that measures a model: metrics alone, and `predict` alone."""
     tree = changed("kind", "evaluate")
     tree["model"]["base"] = "ab" * 32
-    assert JobFile.parse(tree).kind == "evaluate"
+    del tree["entrypoint"], tree["outputs"]["weights"], tree["outputs"]["self_reported"]
+    return tree
+
+
+def test_an_evaluation_runs_predict_and_nothing_else() -> None:
+    job = JobFile.parse(evaluation()).to_job(image_digest=DIGEST, recipient=RECIPIENT)
+    assert job.entrypoint == job.predict == ("python3", "predict.py")
+    assert Job.parse(job.dump()) == job
+    assert JobFile.parse(evaluation() | {"entrypoint": ["python3", "predict.py"]}).kind == "evaluate"
+
+
+@pytest.mark.parametrize(
+    ("says", "change"),
+    [
+        ("model.base", {"model": {"architecture": "mlp", "base": None}}),
+        ("model.base", {"model": {"architecture": "mlp"}}),
+        ("no weights", {"outputs": TREE["outputs"]}),
+        ("no weights", {"outputs": {k: v for k, v in TREE["outputs"].items() if k != "self_reported"}}),
+        ("no self_reported", {"outputs": {k: v for k, v in TREE["outputs"].items() if k != "weights"}}),
+        ("leave `entrypoint` out", {"entrypoint": ["python3", "train.py"]}),
+        ("leave `entrypoint` out", {"predict": ["python3", "other.py"], "entrypoint": ["python3"]}),
+        ("predict", {"predict": None, "entrypoint": ["python3", "predict.py"]}),
+        ("entrypoint", {"predict": None}),
+        ("base", {"model": {"architecture": "mlp", "base": "sha256:" + "ab" * 32}}),
+        ("base", {"model": {"architecture": "mlp", "base": "AB" * 32}}),
+    ],
+)
+def test_an_evaluation_that_asks_for_more_is_told_what_to_leave_out(
+    says: str, change: dict[str, Any]
+) -> None:
+    refused = refusal(evaluation() | change)
+    assert refused.code == "schema.field_invalid"
+    assert says in refused.detail
+
+
+def test_an_evaluation_without_predict_is_told_so() -> None:
+    tree = evaluation()
+    del tree["predict"]
+    assert "`predict` is needed" in refusal(tree).detail
+
+
+def test_the_node_takes_no_signed_evaluation_that_releases_weights() -> None:
+    signed = JobFile.parse(evaluation()).to_job(image_digest=DIGEST, recipient=RECIPIENT).dump()
+    with pytest.raises(Refused, match="no weights"):
+        Job.parse({**signed, "outputs": TREE["outputs"]}, "job")
+    with pytest.raises(Refused, match=r"schema\.field_missing"):
+        Job.parse({k: v for k, v in signed.items() if k != "entrypoint"}, "job")
+
+
+def test_the_published_schema_lets_the_entrypoint_be_left_out() -> None:
+    assert "entrypoint" not in JobFile.model_json_schema()["required"]
+    assert "entrypoint" in Job.model_json_schema()["required"]
 
 
 def test_trusted_metrics_need_predict_and_released_weights() -> None:

@@ -98,6 +98,7 @@ BAD: dict[str, tuple[tuple[str, ...], Any]] = {
     "an unknown severity": (("scan", "findings"), [{"rule": "a", "severity": "fatal"}]),
     "too many findings": (("scan", "findings"), [{"rule": "a", "severity": "info"}] * 4097),
     "no approval": (("approvals_required",), 0),
+    "no review": (("reviews_required",), 0),
     "another currency": (("agreement", "currency"), "EUR"),
 }
 

@@ -214,7 +214,7 @@ def test_int8_adds_a_scale_and_prices_it() -> None:
     plan = ReleasePlan.parse(changed(lambda p: p["weights"].update(release_dtype="int8")))
     assert plan.weights is not None
     assert plan.weights.released == [("fc.weight", "I8", (10, 4)), ("fc.weight.scale", "F32", ())]
-    assert plan.weights.bits() == 40 * 8 + 32
+    assert plan.weights.bits() == 40 * math.log2(255) + 32
 
 
 def test_integers_cost_what_their_range_allows() -> None:

@@ -84,11 +84,12 @@ def test_prices_are_of_what_can_vary() -> None:
 
 
 def test_each_moment_that_can_be_seen_is_priced() -> None:
-    # Training and predictions take up to twice 20 minutes, the guard one more: 41 quanta, or none.
-    assert timing_bits(CONTEXT) == math.log2(42)
-    assert timing_bits(replace(CONTEXT, moments=2)) == 2 * math.log2(42)
+    # Training and predictions take up to twice 20 minutes, the guard and the search one more each: 42 quanta,
+    # or none.
+    assert timing_bits(CONTEXT) == math.log2(43)
+    assert timing_bits(replace(CONTEXT, moments=2)) == 2 * math.log2(43)
     no_metrics = PLAN.model_copy(update={"trusted_metrics": ()})
-    assert timing_bits(replace(CONTEXT, plan=no_metrics)) == math.log2(22)
+    assert timing_bits(replace(CONTEXT, plan=no_metrics)) == math.log2(23)
 
 
 def test_success_is_encoded_canonically() -> None:

@@ -1,17 +1,15 @@
-"""Steps 8 to 16: what each gate of the node left behind."""
+"""Steps 8 to 13: what the node's gates left behind up to the end of training."""
 
 from __future__ import annotations
 
 from rapha.evidence import canonical, dsse
 from rapha.evidence.attestation.appraise import LIFETIME_S, SKEW_S, Expected, appraise
-from rapha.evidence.steps.case import CIPHER, PLAIN, Case, keys_of, people_keys
-from rapha.spec.agreement import Person
+from rapha.evidence.steps.case import Case, keys_of, people_keys
+from rapha.evidence.steps.signed import first_claim, signed_by
 from rapha.spec.attestation import Appraisal, Posture, Ticket
-from rapha.spec.receipt import PROBES, SEVERED_PROBES, WALLS, Approval, Review
+from rapha.spec.receipt import PROBES, SEVERED_PROBES, WALLS, Approval
 from rapha.spec.refusals import Refused
-from rapha.spec.release_plan import METRICS_FILE, ReleasePlan
-from rapha.spec.sections import GuardSection, PolicySection, ScanSection
-from rapha.spec.surface import Surface, check_planned
+from rapha.spec.sections import PolicySection, ScanSection
 from rapha.spec.units import parse_time
 
 
@@ -103,51 +101,16 @@ def step_approval(case: Case) -> str:
         manifest=case.receipt.dataset.manifest,
         cohort=case.receipt.dataset.cohort,
         measurement=case.admission.measurement,
-        changes=_first(case.bundle["approvals"], "changes"),
-        shown=_first(case.bundle["approvals"], "shown"),
+        changes=first_claim(case.bundle["approvals"], "changes"),
+        shown=first_claim(case.bundle["approvals"], "shown"),
     )
     agreement = case.agreement
-    n = _signed_by(case, "approvals", "approval", agreement.approvers, agreement.approvals_required, expected)
+    signed = signed_by(case, "approvals", agreement.approvers, agreement.approvals_required, expected)
+    if any(approval.verdict != "approve" for approval in signed):
+        raise Refused("policy.approval_refused")
+    n = len(signed)
     case.proves.append(f"{n} of the hospital's owners approved this job on this data")
     return f"{n} owners (of {len(agreement.approvers)}, {agreement.approvals_required} needed)"
-
-
-def _first(envelopes: object, claim: str) -> str:
-    # What stays in the hospital can only be compared: everybody must have signed what the first one did.
-    if not isinstance(envelopes, list) or not envelopes:
-        raise Refused("policy.approval_missing", "nobody signed")
-    found = dsse.unverified_predicate(envelopes[0]).get(claim)
-    if not isinstance(found, str):
-        raise Refused("policy.approval_invalid", f"a signature does not cover {claim!r}")
-    return found
-
-
-def _signed_by(
-    case: Case,
-    section: str,
-    kind: str,
-    people: tuple[Person, ...],
-    required: int,
-    expected: Approval | Review,
-) -> int:
-    envelopes = case.bundle[section]
-    if not isinstance(envelopes, list):
-        raise Refused("schema.field_invalid", f"{section}: expected a list")
-    signers: set[str] = set()
-    for envelope in envelopes:
-        statement = dsse.verify(
-            envelope, people_keys(people), kind=kind, profile=case.trust.profile, audience=case.receipt.node
-        )
-        if type(expected).parse(statement.predicate, kind) != expected or dict(statement.subjects) != {
-            "job": case.job_id
-        }:
-            raise Refused("policy.approval_invalid", f"an {kind} covers something else")
-        if len(statement.keyids) != 1 or statement.keyids[0] in signers:
-            raise Refused("policy.approval_invalid", f"an {kind} is counted twice")
-        signers.update(statement.keyids)
-    if len(signers) < required:
-        raise Refused("policy.approval_missing", f"{len(signers)} of {required} signatures")
-    return len(signers)
 
 
 def step_seal(case: Case) -> str:
@@ -193,74 +156,3 @@ def step_metering(case: Case) -> str:
         raise Refused("schema.field_invalid", "the counts' label does not follow from the assurance")
     case.proves.append(f"the node's meter counted at most {usage.records} unique records ({usage.counts})")
     return f"at most {usage.records} unique records, {usage.counts}"
-
-
-def step_guard(case: Case) -> str:
-    """Step 14; see `rapha.evidence.verify`."""
-    section = GuardSection.parse(case.bundle["guard"], "guard")
-    verdicts = {c.n: c.verdict for c in section.checks}
-    if len(verdicts) != len(section.checks) or any(verdicts.get(n) != "pass" for n in range(1, 6)):
-        raise Refused("job.outputs", "guard checks 1 to 5 did not all pass")
-    released = {PLAIN + r.name: r.sha256 for r in section.released}
-    plain = {name: d for name, d in case.subjects.items() if name.startswith(PLAIN)}
-    cipher = {name for name in case.subjects if name.startswith(CIPHER)}
-    if released != plain or cipher != {CIPHER + r.name for r in section.released}:
-        raise Refused("job.outputs", "the receipt's artifacts are not those that the guard rebuilt")
-    if len(plain) + len(cipher) != len(case.subjects):
-        raise Refused("schema.field_invalid", "the receipt has other subjects than artifacts")
-    _check_released(section, case.job.outputs)
-    if not case.job.outputs.released_bits() <= section.covert_bound_bits == case.receipt.covert_bound_bits:
-        raise Refused(
-            "job.outputs", "the covert bound is not the guard's, or less than the plan's outputs hold"
-        )
-    bits = case.receipt.covert_bound_bits
-    case.proves.append(f"the released bytes were rebuilt from the release plan and hold at most {bits} bits")
-    return f"{len(section.released)} artifacts, covert bound {case.receipt.covert_bound_bits} bits"
-
-
-def _check_released(section: GuardSection, plan: ReleasePlan) -> None:
-    sizes = {r.name: r.bytes for r in section.released}
-    if len(sizes) != len(section.released) or sizes.keys() != set(plan.released_files):
-        raise Refused("job.outputs", "not exactly the files of the release plan")
-    if plan.weights and sizes[plan.weights.file] != plan.weights.released_bytes:
-        raise Refused("job.outputs", "the weights have another size than planned")
-    if sum(sizes.values()) > plan.outgoing_bytes:
-        raise Refused("job.outputs", "more bytes than the release plan")
-
-
-def step_surface(case: Case) -> str:
-    """Step 15; see `rapha.evidence.verify`."""
-    surface, usage = Surface.parse(case.bundle["surface"], "surface"), case.receipt.usage
-    if surface.outcome != "success" or surface.job_id != case.job_id:
-        raise Refused("schema.field_invalid", "the surface is not of this job's success")
-    sizes = {r.name: r.bytes for r in GuardSection.parse(case.bundle["guard"], "guard").released}
-    subjects = {PLAIN + a.name: a.sha256 for a in surface.artifacts} | {
-        CIPHER + a.name: a.cipher_sha256 for a in surface.artifacts
-    }
-    if subjects != dict(case.subjects) or {a.name: a.bytes for a in surface.artifacts} != sizes:
-        raise Refused("schema.field_invalid", "the surface names other artifacts than the receipt")
-    if (surface.records_bucket, surface.patients_bucket) != (usage.records, usage.patients):
-        raise Refused("schema.field_invalid", "the surface states other counts than the receipt")
-    plan = case.job.outputs
-    try:
-        check_planned(plan, surface.artifacts, surface.metrics, surface.self_reported)
-    except Refused as refused:
-        raise Refused("schema.field_invalid", refused.detail) from None
-    if plan.trusted_metrics and _metrics_digest(surface) != case.subjects[PLAIN + METRICS_FILE]:
-        raise Refused("schema.field_invalid", "the surface states other metrics than the released file")
-    return f"{len(surface.metrics)} trusted numbers, {len(surface.self_reported)} self-reported, all planned"
-
-
-def _metrics_digest(surface: Surface) -> str:
-    return canonical.digest({"trusted": surface.metrics, "self_reported": surface.self_reported})
-
-
-def step_review(case: Case) -> str:
-    """Step 16; see `rapha.evidence.verify`."""
-    section = GuardSection.parse(case.bundle["guard"], "guard")
-    shown = _first(case.bundle["reviews"], "shown")
-    expected = Review(job=case.job_id, verdict="release", report=section.report, shown=shown)
-    agreement = case.agreement
-    n = _signed_by(case, "reviews", "review", agreement.reviewers, agreement.reviews_required, expected)
-    case.proves.append(f"{n} output reviewer(s) signed the disclosure report")
-    return f"{n} reviewers (of {len(agreement.reviewers)}, {agreement.reviews_required} needed)"

@@ -49,6 +49,10 @@ def step_job(case: Case) -> str:
     )
     case.job, case.job_id = open_job(statement)
     case.proves.append("a developer named in the agreement signed this job before any record was opened")
+    if case.job.kind == "evaluate":
+        case.proves.append(
+            f"the job that was signed names the model to measure: SHA-256 {case.job.model.base}"
+        )
     return f"{case.job.name} {case.job_id[:16]}…"
 
 

@@ -110,7 +110,7 @@ class Agent:
         job, surface = asked["job"], asked["surface"]
         target = parse_state(asked["state"])
         if surface is None:
-            self._advance(job, target)
+            self._advance(job, target, more_s=int(asked.get("more_s", 0)))
             return {}
         try:
             self._advance(job, target, surface)
@@ -143,7 +143,9 @@ class Agent:
     def _state(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         return {"state": parse_state(self._client.state(asked["job"]))}
 
-    def _advance(self, job: str, target: State, surface: Mapping[str, Any] | None = None) -> None:
+    def _advance(
+        self, job: str, target: State, surface: Mapping[str, Any] | None = None, more_s: int = 0
+    ) -> None:
         """Take the job to `target` from where the coordinator has it."""
         source = self._states.get(job) or parse_state(self._client.state(job))
         step = Step(
@@ -152,7 +154,7 @@ class Agent:
             code=surface["code"] if surface else None,
             detail=surface["detail"] if surface else None,
             surface=surface,
-            silent_period_s=self._silence(job, target) if surface is None else None,
+            silent_period_s=self._silence(job, target, more_s) if surface is None else None,
         )
         try:
             self._client.transition(job, step)
@@ -167,9 +169,9 @@ class Agent:
         if parse_state(self._client.state(job)) is State.CANCELLED:
             raise Refused("job.cancelled")
 
-    def _silence(self, job: str, state: State) -> int:
+    def _silence(self, job: str, state: State, more_s: int) -> int:
         """How long nothing may be heard from here on: people decide, or the WAN is severed."""
-        waits, run_s = self._config.waits, self._run_s.get(job, LONGEST_S)
+        waits, run_s = self._config.waits, self._run_s.get(job, LONGEST_S) + max(0, more_s)
         spans = {
             State.AWAITING_APPROVAL: waits.approval_s,
             State.ADMITTED: run_s + waits.review_s,

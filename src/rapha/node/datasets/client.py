@@ -2,88 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 import os
-import select
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Final, Self
+from typing import Final
 
 from rapha.node.config import Preparation
-from rapha.node.datasets import control, frames
+from rapha.node.datasets import control
+from rapha.node.datasets.channel import Channel
+from rapha.node.datasets.ledger import messages
+from rapha.node.datasets.ledger.entries import Released
+from rapha.node.datasets.sealed import sealed, searchable
 from rapha.spec.dataset import DatasetManifest
+from rapha.spec.disclosure import Balance, Leakage, Price, Searched
+from rapha.spec.price import search_s
 from rapha.spec.refusals import Refused
-from rapha.spec.release_plan import TrustedMetric
+from rapha.spec.release_plan import ReleasePlan, TrustedMetric
 
-_END_SECONDS: Final = 10.0
-_LOOK_SECONDS: Final = 0.2
-
-Tell = Callable[[control.Progress], None]
-Stopped = Callable[[], bool]
+_SCORE_SECONDS: Final = 60.0
+_SCORE_SECONDS_A_BYTE: Final = 10 / 4e5
+"""Ten seconds for 10^5 predictions: several times what they take."""
 
 
-class DatasetProcess:
-    """One dataset process for one job. A context manager; leaving it ends the process.
-
-    The process dies with the thread that made it (PR_SET_PDEATHSIG is per thread), so make it on the
-    thread that runs the job. Methods are not safe for concurrent use.
-
-    Args:
-        log: where its stderr goes; by default the pipeline's own.
-        tell: called with the progress of long work, while a request waits for its reply.
-        stopped: asked a few times a second meanwhile; true ends the process, and the request with
-            `node.stopped`. It may raise `Refused` itself.
-        limit_s: the longest that opening, counting or decoding may take; then the process is ended.
-    """
-
-    def __init__(
-        self,
-        log: IO[bytes] | None = None,
-        tell: Tell | None = None,
-        stopped: Stopped | None = None,
-        limit_s: float = math.inf,
-    ) -> None:
-        self._tell, self._stopped, self._limit_s = tell, stopped, limit_s
-        self._sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._first_record_served = False
-        with theirs:
-            self._process = subprocess.Popen(
-                # -I: neither the environment nor the working folder decides what is imported.
-                [sys.executable, "-I", "-m", "rapha.node.datasets.process", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                pass_fds=(theirs.fileno(),),
-                env={"LANG": "C.UTF-8"},
-                cwd="/",
-            )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self._process.pid
-
-    @property
-    def first_record_served(self) -> bool:
-        """Whether the job may have seen a record: once true, a failure may no longer name its cause."""
-        with contextlib.suppress(frames.Closed):
-            while select.select([self._sock], [], [], 0)[0]:
-                self._take_event(frames.receive(self._sock)[0])
-        return self._first_record_served
+class DatasetProcess(Channel):
+    """What a dataset process can be asked. Made, left and ended as a `Channel`."""
 
     def resolve(self, request: control.Resolve) -> control.Resolved:
         """Gate 5: consent, cohort, cells. May be asked again until the first `serve`.
@@ -118,18 +62,57 @@ class DatasetProcess:
         """
         return control.Estimated.parse(self._ask(request, long=True)[0])
 
-    def serve(self, split: control.Split) -> socket.socket:
+    def reserve(self, price: Price) -> Balance:
+        """Charge the job's worst case to the disclosure ledger, durably; before the first `serve`.
+
+        Raises:
+            Refused: `budget.disclosure`, `privacy.cohort_refused`, `policy.conflict` a second time, `node.*`.
+        """
+        return Balance.parse(self._ask(messages.Reserve(price=price))[0])
+
+    def settle(self, bits: int, released: Released) -> Balance:
+        """Lower the charge to what left; a job that never gets here stays charged as the worst case.
+
+        Raises:
+            Refused: `policy.conflict` for a job that was not charged, or was settled otherwise, `node.*`.
+        """
+        return Balance.parse(self._ask(messages.Settle(bits=bits, released=released))[0])
+
+    def inspect(self, request: messages.Inspect) -> messages.Shown:
+        """A dataset's disclosure ledger in numbers, every byte of it checked.
+
+        Raises:
+            Refused: `node.ledger_invalid`, `node.*`.
+        """
+        return messages.Shown.parse(self._ask(request, long=True)[0])
+
+    def serve(self, split: control.Split, shadow: int | None = None) -> socket.socket:
         """Serve a split of the prepared records, ending an earlier session; returns the job's end.
+
+        With a `shadow`, `train` is that shadow's half of it.
 
         Close it here once the job has its own copy: the session ends when the last copy is closed.
 
         Raises:
             Refused: `policy.conflict`, `node.*`, or what the earlier session failed with.
         """
-        _, descriptor = self._ask(control.Serve(split=split))
+        _, descriptor = self._ask(control.Serve(split=split, shadow=shadow))
         if descriptor is None:
             raise Refused("node.internal", "the dataset process gave no socket")
         return socket.socket(fileno=descriptor)
+
+    def groups(self, shadow: int | None = None) -> int:
+        """A descriptor of the patients' numbers, for the hospital's own trainer; close it here.
+
+        With a `shadow`, of that shadow's half.
+
+        Raises:
+            Refused: `policy.conflict` before `prepare`, `node.*`.
+        """
+        _, descriptor = self._ask(control.Groups(shadow=shadow))
+        if descriptor is None:
+            raise Refused("node.internal", "the dataset process gave no file")
+        return descriptor
 
     def usage(self) -> control.Used:
         """Exact counts, after ending the session that runs.
@@ -148,74 +131,54 @@ class DatasetProcess:
 
         Raises:
             Refused: `job.outputs` if they are not one finite float32 a record in the file, `schema.*`,
-                `node.*`.
+                `node.dataset_slow` if they take longer than any of their size should, `node.*`.
         """
         descriptor = _open_predictions(predictions)
         try:
-            return control.Scored.parse(self._ask(control.Score(metrics=metrics), descriptor)[0]).values
+            limit_s = _SCORE_SECONDS + _SCORE_SECONDS_A_BYTE * os.fstat(descriptor).st_size
+            reply, _ = self._ask(control.Score(metrics=metrics), descriptor, long=True, limit_s=limit_s)
+            return control.Scored.parse(reply).values
         finally:
             os.close(descriptor)
 
-    def kill(self) -> None:
-        """End the process at once; counts stay in the journal. Idempotent."""
-        self._process.kill()
-        self._process.wait()
+    def search(self, files: Mapping[str, bytes], plan: ReleasePlan) -> Searched:
+        """The known-identifier tripwire over rebuilt files, up to the first hit.
 
-    def close(self) -> None:
-        """End the process in order, or by force if it does not end by itself. Idempotent."""
-        with self._sock:
-            if self._sock.fileno() >= 0:
-                self._sock.settimeout(_END_SECONDS)
-                with contextlib.suppress(frames.Closed, TimeoutError):
-                    frames.send(self._sock, control.request_frame(control.Close()))
-            try:
-                self._process.wait(_END_SECONDS)
-            except subprocess.TimeoutExpired:
-                self.kill()
+        Raises:
+            Refused: `policy.conflict` before `prepare`, `node.*`.
+        """
+        searched = too_short = 0
+        deadline = time.monotonic() + search_s(plan)
+        for name, content, data in searchable(files, plan):
+            with sealed(data) as descriptor:
+                within = max(0.0, deadline - time.monotonic())
+                reply = self._ask(control.Search(content=content), descriptor, long=True, limit_s=within)[0]
+            told = Searched.parse(reply)
+            if told.found:
+                return told.model_copy(update={"file": name})
+            searched, too_short = max(searched, told.searched), max(too_short, told.too_short)
+        return Searched(found=False, searched=searched, too_short=too_short)
 
-    def _ask(
-        self, request: control.Request, descriptor: int | None = None, *, long: bool = False
-    ) -> tuple[Mapping[str, Any], int | None]:
-        """The reply; `long` work is given up when the node is told to stop."""
+    def observe(self, shadow: int | None, predictions: Path | bytes) -> None:
+        """Take predictions over `audit`: of the released model (None), which come first, or of a shadow.
+
+        Raises:
+            Refused: `job.outputs` if they are not one finite float32 a record in the file, or don't cover the
+                classes; `policy.conflict` out of order; `node.*`.
+        """
+        descriptor = _open_predictions(predictions)
         try:
-            frames.send(self._sock, control.request_frame(request), descriptor)
-            deadline = time.monotonic() + self._limit_s
-            while True:
-                if long:
-                    self._wait(deadline)
-                frame, received = frames.receive(self._sock)
-                if "event" in frame:
-                    self._take_event(frame)
-                    continue
-                return control.read_reply(frame), received
-        except frames.Closed:
-            raise Refused("node.internal", "the dataset process ended") from None
+            control.Done.parse(self._ask(control.Observe(shadow=shadow), descriptor, long=True)[0])
+        finally:
+            os.close(descriptor)
 
-    def _wait(self, deadline: float) -> None:
-        """Until the process says something, the node is told to stop, or the time is up."""
-        try:
-            while True:
-                # Asked before each look, not only after a vain one: progress may come as often as we look.
-                if self._stopped and self._stopped():
-                    raise Refused("node.stopped")
-                if time.monotonic() > deadline:
-                    raise Refused("node.dataset_slow", f"not done within {self._limit_s:.0f} s")
-                if select.select([self._sock], [], [], _LOOK_SECONDS)[0]:
-                    return
-        except Refused:
-            self.kill()
-            raise
+    def audit(self) -> Leakage:
+        """What check 8 shows; before anything was observed, whether it can show anything.
 
-    def _take_event(self, frame: dict[str, Any]) -> None:
-        match frame:
-            case {"event": "first_record", **rest} if not rest:
-                self._first_record_served = True
-            case {"event": "progress", **rest}:
-                told = control.Progress.parse(rest, "progress")
-                if self._tell:
-                    self._tell(told)
-            case _:
-                raise Refused("node.internal", "the dataset process sent an unknown event")
+        Raises:
+            Refused: `node.config` for a dataset without a target, `policy.conflict` before training, `node.*`
+        """
+        return Leakage.parse(self._ask(control.Audit(), long=True)[0])
 
 
 def means(allowed: Preparation, shards: Path) -> control.Means:

@@ -57,17 +57,17 @@ def match_opt_outs(listed: frozenset[str], patients: Iterable[str]) -> frozenset
     """The patients of this dataset who opted out.
 
     A list may name people who are not here. But a line that is a patient's identifier up to case,
-    punctuation or leading zeros is more likely a withdrawal that would silently not take effect.
+    punctuation or leading zeros is more likely a withdrawal that would silently not take effect, or, where
+    the list has the one spelling and the dataset both, take effect for half of somebody's records.
 
     Raises:
-        Refused: `node.dataset_invalid` for such a line.
+        Refused: `node.dataset_invalid` for such a line; listing every spelling helps.
     """
     present = set(patients)
-    unmatched = listed - present
-    if unmatched:
+    if listed:
         folded = {_fold(patient) for patient in present - listed}
-        if any(_fold(name) in folded for name in unmatched):
-            raise Refused("node.dataset_invalid", "an opt-out is spelled unlike the patient it seems to name")
+        if any(_fold(name) in folded for name in listed):
+            raise Refused("node.dataset_invalid", "an opt-out is spelled unlike a patient it seems to name")
     return listed & present
 
 

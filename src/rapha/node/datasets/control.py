@@ -16,20 +16,27 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field as Bounds
 from pydantic import StringConstraints
 
+from rapha.node.datasets.ledger.entries import Seen
+from rapha.node.datasets.ledger.messages import Inspect, Reserve, Settle, Shown
 from rapha.spec.base import Model, Name, Sha256
 from rapha.spec.cohort import Cohort
 from rapha.spec.dataset import Count, DatasetManifest
-from rapha.spec.job import Purpose
+from rapha.spec.disclosure import Balance, Leakage, Price, Searched
+from rapha.spec.job import Kind, Purpose
+from rapha.spec.paths import AbsolutePath
 from rapha.spec.refusals import REGISTRY, Refused
 from rapha.spec.release_plan import TrustedMetric
+from rapha.spec.subgroups import Subgroup
+from rapha.spec.surface import MetricName
 from rapha.spec.transforms import Transforms
 
-AbsolutePath = Annotated[str, StringConstraints(pattern=r"^/[^\x00]*$", max_length=4096)]
-"""An absolute path."""
-Split = Literal["train", "test"]
+Split = Literal["train", "test", "audit"]
+"""`audit` is what the job was given to train on and the held-out split, mixed, inputs only, for check 8."""
 Bucketed = Count | Annotated[str, StringConstraints(pattern=r"^<[0-9]{1,7}$")]
 """A count in steps of the bucket, or a text such as `<10` below the minimum cell."""
 Funnel = dict[Name, Bucketed]
+Content = Literal["numbers", "text"]
+"""What is searched: the data of tensors, or a JSON file, whose digits are numbers anyway."""
 Confinement = Literal["memory", "encrypted-shards"]
 MAX_FAULTS: Final = 1000
 """Records that `Described` names, and things set aside; it counts all of them."""
@@ -52,19 +59,32 @@ class Means(Model):
 
 
 class Resolve(Model):
-    """Open the dataset and find the job's records. May be asked again until the first `Serve`."""
+    """Open the dataset and find the job's records. May be asked again until the first `Serve`.
 
+    Of kind `evaluate` the job's records are the held-out ones alone.
+
+    Attributes:
+        ledger: folder of the disclosure ledgers; without one nothing can be charged, and so nothing served.
+        seen: how far the node's log saw this dataset's; an older one refuses.
+        price: what the job may cost at most, to be told early that it doesn't fit; `Reserve` checks again.
+    """
+
+    kind: Kind = "train"
     manifest: DatasetManifest
     folder: AbsolutePath
     means: Means
     transforms: Transforms
     cohort: Cohort
+    subgroups: tuple[Subgroup, ...] = ()
     organisation: Name
     purpose: Purpose
     max_records: Annotated[int, Bounds(ge=1, le=10**9)]
     job_id: Sha256
     key_path: AbsolutePath
     journal_path: AbsolutePath
+    ledger: AbsolutePath | None = None
+    seen: Seen | None = None
+    price: Price = Price(bits=0)
 
 
 class Describe(Model):
@@ -86,23 +106,58 @@ class Estimate(Model):
     folder: AbsolutePath
     means: Means
     cohort: Cohort
-    key_path: AbsolutePath
+    ledger: AbsolutePath
+    seen: Seen | None = None
 
 
 class Serve(Model):
-    """Start a session with the job; the reply carries the job's end of the socket."""
+    """Start a session with the job; the reply carries the job's end of the socket.
+
+    With a `shadow`, `train` is that shadow model's half of what the job was given. Neither that nor `audit`
+    adds to any count.
+    """
 
     split: Split
+    shadow: Annotated[int, Bounds(ge=0, lt=256)] | None = None
 
 
 class Usage(Model):
     """End the session that runs and ask what was used. Its reply is `Used`."""
 
 
+class Groups(Model):
+    """Tell which records of the training split are of one patient; the reply carries a file of numbers.
+
+    For the hospital's own trainer (Tier A): no job's code is ever shown it. With a `shadow`, of that shadow's
+    half.
+    """
+
+    shadow: Annotated[int, Bounds(ge=0, lt=256)] | None = None
+
+
 class Score(Model):
     """Compute trusted metrics; the request carries a descriptor of the predictions."""
 
     metrics: Annotated[tuple[TrustedMetric, ...], Bounds(min_length=1, max_length=64)]
+
+
+class Observe(Model):
+    """Take predictions over `audit`, of the released model or of a shadow; with a descriptor of them."""
+
+    shadow: Annotated[int, Bounds(ge=0, lt=256)] | None = None
+
+
+class Audit(Model):
+    """Tell what check 8 shows by now. Its reply is `Leakage`."""
+
+
+class Search(Model):
+    """Look for identifiers of the job's patients in released bytes, of which it carries a sealed memfd.
+
+    Its reply is `Searched`.
+    """
+
+    content: Content
 
 
 class Close(Model):
@@ -183,7 +238,7 @@ class Used(Model):
 class Scored(Model):
     """Values by name as `rapha.runtime.metrics.evaluate` gives them; a small cell's are left out."""
 
-    values: dict[Name, float]
+    values: dict[MetricName, float]
 
 
 class Done(Model):
@@ -198,8 +253,26 @@ class Progress(Model):
     total: Count
 
 
-Reply = Resolved | Described | Prepared | Estimated | Used | Scored | Done
-Request = Resolve | Describe | Prepare | Estimate | Serve | Usage | Score | Close
+Reply = (
+    Resolved | Described | Prepared | Estimated | Used | Scored | Done | Leakage | Searched | Balance | Shown
+)
+Request = (
+    Groups
+    | Resolve
+    | Describe
+    | Prepare
+    | Estimate
+    | Serve
+    | Usage
+    | Score
+    | Close
+    | Observe
+    | Audit
+    | Search
+    | Reserve
+    | Settle
+    | Inspect
+)
 _REQUESTS: Final[dict[str, type[Request]]] = {
     "resolve": Resolve,
     "describe": Describe,
@@ -208,6 +281,13 @@ _REQUESTS: Final[dict[str, type[Request]]] = {
     "serve": Serve,
     "usage": Usage,
     "score": Score,
+    "groups": Groups,
+    "observe": Observe,
+    "audit": Audit,
+    "search": Search,
+    "reserve": Reserve,
+    "settle": Settle,
+    "inspect": Inspect,
     "close": Close,
 }
 _NAMES: Final = {kind: name for name, kind in _REQUESTS.items()}

@@ -6,11 +6,12 @@
 3. a cohort whose patients, or those it leaves out, might be fewer than the minimum cell gets one answer: too
    few. It is decided on noised counts that are never above the true ones
 4. what is told is rounded down to the billing bucket
+5. the disclosure ledger counts the answer before it is told
 
-The noise is drawn from the hospital's key, the dataset, and the set of patients (or records) that match, not
-from the question. So asking again, in other words or in another order, gets the same answer and no second
-draw to average. Counts of many different cohorts can still be compared: how many questions an asker may put
-is a matter for whoever lets them ask.
+The noise is drawn from the manifest's salt, and the set of patients (or records) that match, not from the
+question nor from the hospital's key, which rotates. So asking again, in other words, in another order or in
+another year, gets the same answer, no second draw to average, and is not counted a second time. Counts of
+different cohorts can be compared: how many may be told is one of the dataset's caps.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
 from typing import Final
@@ -26,7 +27,10 @@ from typing import Final
 import numpy as np
 
 from rapha.node.datasets import consent, control
-from rapha.node.datasets.pseudonyms import HospitalKey, commit
+from rapha.node.datasets.ledger.charge import now
+from rapha.node.datasets.ledger.entries import Answered
+from rapha.node.datasets.ledger.ledger import opened
+from rapha.node.datasets.ledger.tokens import question
 from rapha.node.datasets.resolve import numbered, opted_out_records, readable_records
 from rapha.node.sources.interface import Array, Mask, Records
 from rapha.spec import cohort as cohorts
@@ -42,10 +46,15 @@ CUT: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Feasible:
-    """What may be told of a cohort: counts in steps of the bucket, or `<cell` for both."""
+    """What may be told of a cohort: counts in steps of the bucket, or `<cell` for both.
+
+    Attributes:
+        question: keyed digest of who and what was counted.
+    """
 
     patients: int | str
     records: int | str
+    question: str = field(compare=False)
 
 
 def feasibility(
@@ -53,7 +62,6 @@ def feasibility(
     manifest: DatasetManifest,
     cohort: Node,
     listed: frozenset[str],
-    key: HospitalKey,
 ) -> Feasible:
     """Steps 1 to 4. Precondition: the cohort passed `rapha.spec.cohort.check`.
 
@@ -69,19 +77,21 @@ def feasibility(
     chosen = records.select(cohort) & usable
     inside, outside = (np.unique(patient_of[part]) for part in (chosen, usable & ~chosen))
     # 2. noise
-    secret = key.derive("feasibility", manifest.commitment)
-    noise = _noise(secret, "patients", (names[number] for number in inside.tolist()))
-    others = _noise(secret, "outside", (names[number] for number in outside.tolist()))
+    who = _set_of(names[number] for number in inside.tolist())
+    which = _set_of(_locators(records, chosen))
+    noise = _noise(manifest, "patients", who)
+    others = _noise(manifest, "outside", _set_of(names[number] for number in outside.tolist()))
+    asked = question(manifest.salt, manifest.dataset, b"feasibility", who, which)
     # 3. cells
     few, cell = f"<{manifest.minimum_cell}", manifest.minimum_cell
     if len(inside) + noise - CUT < cell or (len(outside) and len(outside) + others - CUT < cell):
-        return Feasible(few, few)
+        return Feasible(few, few, asked)
     # 4. buckets
     count, scale = int(np.count_nonzero(chosen)), _most(patient_of, usable)
     # Where each patient has one record, both counts are the same: two draws would tell more of it than one.
-    drawn = noise if scale == 1 else scale * _noise(secret, "records", _locators(records, chosen))
+    drawn = noise if scale == 1 else scale * _noise(manifest, "records", which)
     bucket = manifest.billing_bucket
-    return Feasible(_floor(len(inside) + noise, bucket), _floor(max(count + drawn, 0), bucket))
+    return Feasible(_floor(len(inside) + noise, bucket), _floor(max(count + drawn, 0), bucket), asked)
 
 
 def estimate(
@@ -90,26 +100,34 @@ def estimate(
     """Answer a request, opening the dataset for it.
 
     Raises:
-        Refused: `schema.cohort_field`, `schema.field_invalid`, `node.key_unsafe`, `node.dataset_*`.
+        Refused: `schema.cohort_field`, `schema.field_invalid`, `node.dataset_*`, `node.ledger_invalid`;
+            `budget.disclosure` once as many answers were told as the dataset's caps allow.
     """
     manifest, folder = request.manifest, Path(request.folder)
     cohorts.check(request.cohort, manifest.fields)
-    key = HospitalKey.load(Path(request.key_path))
     listed = consent.read_opt_outs(manifest, folder)
     records = open_source(manifest, folder, request.means)
     try:
-        found = feasibility(records, manifest, request.cohort, listed, key)
+        found = feasibility(records, manifest, request.cohort, listed)
     finally:
         records.close()
+    # 5. ledger
+    with opened(Path(request.ledger), manifest, request.seen) as ledger:
+        ledger.answer(Answered(question=found.question), now())
     return control.Estimated(records=found.records, patients=found.patients)
 
 
-def _noise(secret: bytes, about: str, members: Iterable[str]) -> int:
-    """From -CUT to CUT, the same for the same set: discrete Laplace, what lies beyond counted at the ends."""
+def _set_of(members: Iterable[str]) -> bytes:
+    """Digest of a set, in whatever order it comes."""
     digest = hashlib.sha256()
     for member in sorted(members):
         digest.update(hashlib.sha256(member.encode("utf-8", "surrogatepass")).digest())
-    drawn = bytes.fromhex(commit(secret, f"{about}\n".encode() + digest.digest()))
+    return digest.digest()
+
+
+def _noise(manifest: DatasetManifest, about: str, members: bytes) -> int:
+    """From -CUT to CUT, the same for the same set: discrete Laplace, what lies beyond counted at the ends."""
+    drawn = bytes.fromhex(question(manifest.salt, manifest.dataset, b"noise", about.encode(), members))
     return _laplace(int.from_bytes(drawn[:8]) / 2**64)
 
 

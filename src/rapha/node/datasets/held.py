@@ -10,10 +10,12 @@ import numpy as np
 
 from rapha.evidence.canonical import dumps
 from rapha.node.datasets import control
+from rapha.node.datasets.ledger.charge import Charge
 from rapha.node.datasets.pseudonyms import HospitalKey, commit
 from rapha.node.datasets.resolve import Selection
 from rapha.node.sources.interface import Records
 from rapha.spec import cohort as cohorts
+from rapha.spec.refusals import Refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,21 @@ class Job:
     selection: Selection
     key: HospitalKey
     listed: frozenset[str]
+    charge: Charge
+
+    def demand_split(self, split: control.Split) -> None:
+        """An evaluation has the held-out records alone. Raises `Refused` (`policy.conflict`)."""
+        if self.request.kind == "evaluate" and split != "test":
+            raise Refused("policy.conflict", "an evaluation reads the held-out records alone")
+
+    def demand_read(self, used: int, rows: int) -> None:
+        """An evaluation is of records that were read: a prediction of another would be of nothing.
+
+        Raises:
+            Refused: `job.outputs` unless all `rows` held-out records were used.
+        """
+        if self.request.kind == "evaluate" and used != rows:
+            raise Refused("job.outputs", "not every held-out record was read")
 
     def derive(self, purpose: str) -> bytes:
         """A key of this job."""

@@ -21,12 +21,12 @@ import numpy as np
 from rapha.node.datasets import consent, control
 from rapha.node.datasets.pseudonyms import HospitalKey, commit
 from rapha.node.datasets.resolve import Selection, after_preparation
-from rapha.node.sources.interface import Array, Records, Render, Rendered
+from rapha.node.sources.interface import Array, Mask, Records, Render, Rendered
 from rapha.runtime.broker.prepared import Builder, PreparedStore
 from rapha.runtime.broker.store import Ragged
 from rapha.runtime.metrics import Labels
 from rapha.runtime.transforms import apply_column
-from rapha.spec.dataset import Field, Target
+from rapha.spec.dataset import DatasetManifest, Field, Target
 from rapha.spec.refusals import Refused
 from rapha.spec.transforms import Form
 
@@ -44,6 +44,8 @@ class Ready:
         labels: what trusted metrics compare with; None where the manifest names no target.
         selection: what is left of the resolved records.
         content: keyed digest of the stored bytes that each record was decoded from.
+        subgroups: by name, which held-out records are measured apart.
+        identifiers: of the patients, and whatever else of these records becomes a pseudonym.
     """
 
     store: PreparedStore
@@ -52,6 +54,8 @@ class Ready:
     labels: Labels | None
     selection: Selection
     content: str
+    identifiers: frozenset[str]
+    subgroups: Mapping[str, Mask]
 
 
 def prepare(
@@ -96,10 +100,13 @@ def prepare(
         keep = np.flatnonzero(rendered.quarantine == 0)
         positions, is_test = positions[keep], is_test[keep]
         # 4. read
-        columns = _columns(records.read(positions), request, key)
+        read = records.read(positions)
+        identifiers = _identifiers(records, positions, read, manifest)
+        columns = _columns(read, request, key)
         labels = [field.name for field in manifest.fields if field.label]
         patients = selection.patient_of[positions]
         content = _content(records, positions, rendered, keep, key.derive("content", request.job_id))
+        subgroups = _subgroups(records, positions[is_test], request)
         # 5. consent
         if consent.read_opt_outs(manifest, Path(request.folder)) != listed:
             raise Refused("privacy.cohort_refused")
@@ -109,7 +116,7 @@ def prepare(
         raise
     test = np.flatnonzero(is_test)
     scored = _labels(manifest.target, columns, patients, test) if manifest.target else None
-    return Ready(store, np.flatnonzero(~is_test), test, scored, left, content)
+    return Ready(store, np.flatnonzero(~is_test), test, scored, left, content, identifiers, subgroups)
 
 
 def check_room(
@@ -136,6 +143,20 @@ def _render(records: Records, positions: Array, renders: tuple[Render, ...], bui
     if not renders:
         return Rendered(np.zeros(len(positions), dtype=np.uint8), [b""] * len(positions))
     return records.render(positions, renders, builder)
+
+
+def _subgroups(records: Records, held: Array, request: control.Resolve) -> dict[str, Mask]:
+    named = (pair for subgroup in request.subgroups for pair in subgroup.groups.items())
+    return {name: records.select(condition)[held] for name, condition in named}
+
+
+def _identifiers(
+    records: Records, positions: Array, read: Mapping[str, Array | Ragged], manifest: DatasetManifest
+) -> frozenset[str]:
+    listed = records.index.patients
+    patients = {listed[position] for position in positions.tolist()}
+    others = [read[f.name] for f in manifest.fields if f.dtype == "pseudonym" and f.name in read]
+    return frozenset(patients.union(*(o.tolist() for o in others if not isinstance(o, Ragged)))) - {""}
 
 
 def _columns(read: Mapping[str, Array | Ragged], request: control.Resolve, key: HospitalKey) -> Columns:

@@ -17,10 +17,12 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from rapha.node.datasets import control, frames, memory
+from rapha.node.datasets.ledger import messages
 from rapha.node.datasets.session import Session
+from rapha.spec.disclosure import Balance
 from rapha.spec.refusals import Refused
 
 _PROGRESS_S: Final = 0.2
@@ -79,7 +81,7 @@ class _Process:
 
     def _perform(
         self, request: control.Request, descriptor: int | None
-    ) -> tuple[control.Reply, socket.socket | None]:
+    ) -> tuple[control.Reply, socket.socket | BinaryIO | None]:
         match request:
             case control.Resolve():
                 return self.session.resolve(request), None
@@ -89,14 +91,40 @@ class _Process:
                 return self.session.prepare(), None
             case control.Estimate():
                 return self.session.estimate(request), None
-            case control.Serve(split=split):
-                return control.Done(), self.session.serve(split)
+            case control.Serve() | control.Groups():
+                return control.Done(), self._handed_over(request)
             case control.Usage():
                 return self.session.usage(), None
             case control.Score(metrics=metrics):
                 return self.session.score(descriptor, metrics), None
+            case control.Observe(shadow=shadow):
+                return self.session.observe(descriptor, shadow), None
+            case control.Audit():
+                return self.session.audit(), None
+            case control.Search(content=content):
+                return self.session.search(descriptor, content), None
             case control.Close():
                 return control.Done(), None
+            case messages.Reserve() | messages.Settle() | messages.Inspect():
+                return self._of_ledger(request), None
+
+    def _handed_over(self, request: control.Serve | control.Groups) -> socket.socket | BinaryIO:
+        match request:
+            case control.Serve(split=split, shadow=shadow):
+                return self.session.serve(split, shadow)
+            case control.Groups(shadow=shadow):
+                return self.session.groups(shadow)
+
+    def _of_ledger(
+        self, request: messages.Reserve | messages.Settle | messages.Inspect
+    ) -> messages.Shown | Balance:
+        match request:
+            case messages.Reserve(price=price):
+                return self.session.reserve(price)
+            case messages.Settle(bits=bits, released=released):
+                return self.session.settle(bits, released)
+            case messages.Inspect():
+                return self.session.inspect(request)
 
     def _first_record(self) -> None:
         # Sent before the record is handed over, so that the pipeline knows even if this process is killed.
@@ -109,7 +137,7 @@ class _Process:
             told = control.Progress(stage=stage, done=done, total=total)
             self._send({"event": "progress", **told.dump()})
 
-    def _send(self, frame: dict[str, Any], passed: socket.socket | None = None) -> None:
+    def _send(self, frame: dict[str, Any], passed: socket.socket | BinaryIO | None = None) -> None:
         with self._sending:
             frames.send(self._sock, frame, None if passed is None else passed.fileno())
 

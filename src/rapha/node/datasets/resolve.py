@@ -5,7 +5,8 @@
 3. quarantine: records that can't be read fall out with a reason
 4. cells: patients in the cohort ≥ minimum cell; patients with a record outside it 0 or ≥ minimum cell,
    else "everyone but one" and "everyone" would differ by a person
-5. split: train and test by the dataset's fixed patient-level split, each ≥ minimum cell
+5. split: train and test by the dataset's fixed patient-level split, each ≥ minimum cell. An evaluation has
+   no train; it measures the test alone, so of the test the patients outside must be 0 or ≥ minimum cell too
 6. cap: where the cohort is larger than `max_records`, a sample of that size is drawn with a key of the job,
    test and train in proportion, each still ≥ minimum cell; so trusted metrics fit under the cap too, and
    two caps that differ by one don't differ by one person
@@ -28,6 +29,7 @@ from rapha.node.datasets.pseudonyms import held_out
 from rapha.node.sources.interface import Array, Index, Mask, Quarantine, Records
 from rapha.spec.cohort import Node
 from rapha.spec.dataset import DatasetManifest
+from rapha.spec.job import Kind
 from rapha.spec.refusals import Refused
 
 OPTED_OUT: Final = "consent.opted_out"
@@ -82,6 +84,7 @@ class Selection:
     """The records of one job, as positions in the source, in ascending order.
 
     Attributes:
+        kind: of the job; `train` is empty where it is an evaluation.
         train, test: positions, int64.
         patient_of: length n of the source; a dense patient number, −1 where the identifier is unusable.
         matched, opted_out: length n of the source; what steps 1 and 2 found.
@@ -95,6 +98,7 @@ class Selection:
     opted_out: Mask
     quarantine: Array
     funnel: Funnel
+    kind: Kind = "train"
 
 
 def resolve(
@@ -105,6 +109,7 @@ def resolve(
     *,
     max_records: int,
     seed: int,
+    kind: Kind = "train",
 ) -> Selection:
     """Steps 1 to 6. Precondition: the cohort passed `rapha.spec.cohort.check`.
 
@@ -133,9 +138,13 @@ def resolve(
     held = held_out(manifest.salt, manifest.dataset, names, manifest.test_fraction)
     in_test = _per_record(held, patient_of)
     train, test = np.flatnonzero(chosen & ~in_test), np.flatnonzero(chosen & in_test)
+    if kind == "evaluate":
+        train = train[:0]
+        held_outside = _patients(outside & in_test, patient_of)
+        _demand(held_outside == 0 or held_outside >= cell)
     # 6. cap
     train, test = _sample(train, test, max_records, seed)
-    return _selection(manifest, train, test, patient_of, matched, opted_out, index.quarantine)
+    return _selection(manifest, kind, train, test, patient_of, matched, opted_out, index.quarantine)
 
 
 def after_preparation(
@@ -159,6 +168,7 @@ def after_preparation(
     left = verdicts == Quarantine.NONE
     return _selection(
         manifest,
+        selection.kind,
         selection.train[left[selection.train]],
         selection.test[left[selection.test]],
         selection.patient_of,
@@ -170,6 +180,7 @@ def after_preparation(
 
 def _selection(
     manifest: DatasetManifest,
+    kind: Kind,
     train: Array,
     test: Array,
     patient_of: Array,
@@ -177,14 +188,14 @@ def _selection(
     opted_out: Mask,
     quarantine: Array,
 ) -> Selection:
-    """Check the cell of each split, and count."""
+    """Check the cell of each split that the job has, and count."""
     used = np.zeros(len(patient_of), dtype=np.bool_)
-    for split in (train, test):
+    for split in (train, test) if kind == "train" else (test,):
         used[split] = True
         _demand(_distinct(patient_of[split]) >= manifest.minimum_cell)
     listed = _OF_TABLES if manifest.source.kind == "folder" else _ANY
     funnel = _funnel(listed, matched, used, opted_out, quarantine, patient_of)
-    return Selection(train, test, patient_of, matched, opted_out, quarantine, funnel)
+    return Selection(train, test, patient_of, matched, opted_out, quarantine, funnel, kind)
 
 
 def usable_cell(index: Index, listed: frozenset[str]) -> Cell:

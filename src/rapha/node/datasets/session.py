@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import socket
-import stat
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
-from typing import Final
+from typing import BinaryIO, Final
 
 from rapha.node.datasets import consent, control
+from rapha.node.datasets.audit import Auditor
 from rapha.node.datasets.feasibility import estimate
+from rapha.node.datasets.groups import groups
 from rapha.node.datasets.held import Job, resolved
+from rapha.node.datasets.ledger import messages
+from rapha.node.datasets.ledger.charge import Charge
+from rapha.node.datasets.ledger.entries import Released
+from rapha.node.datasets.ledger.view import inspect
 from rapha.node.datasets.opening import Sources
+from rapha.node.datasets.predictions import read_predictions
 from rapha.node.datasets.prepare import Ready, prepare
 from rapha.node.datasets.pseudonyms import HospitalKey
 from rapha.node.datasets.resolve import resolve
+from rapha.node.datasets.score import score
+from rapha.node.datasets.sealed import unsealed
 from rapha.node.sources.interface import Told
 from rapha.runtime.broker.meter import Meter
 from rapha.runtime.broker.meter import Usage as MeterUsage
 from rapha.runtime.broker.serve import Broker
-from rapha.runtime.metrics import evaluate, parse_predictions
 from rapha.spec import cohort as cohorts
+from rapha.spec import subgroups
+from rapha.spec.disclosure import Balance, Leakage, Price, Searched
 from rapha.spec.refusals import Refused
 from rapha.spec.release_plan import TrustedMetric
 
-MAX_COLUMNS: Final = 1024
-"""Most predictions a record."""
 _STOP_SECONDS: Final = 30.0
 
 
@@ -47,6 +53,7 @@ class Session:
         self._job: Job | None = None
         self._ready: Ready | None = None
         self._meter: Meter | None = None
+        self._auditor: Auditor | None = None
         self._recovered = False
         self._serving: Future[MeterUsage] | None = None
         self._stop = Event()
@@ -57,7 +64,8 @@ class Session:
 
         Raises:
             Refused: `schema.cohort_field`, `consent.*`, `node.key_unsafe`, `node.dataset_*`,
-                `privacy.cohort_refused`; `policy.conflict` once records were metered.
+                `privacy.cohort_refused`, `budget.disclosure`, `node.ledger_invalid`; `policy.conflict` once
+                records were metered.
         """
         if self._meter or self._ready:
             raise Refused("policy.conflict", "records were prepared; the cohort can't change any more")
@@ -65,6 +73,7 @@ class Session:
         manifest, folder = request.manifest, Path(request.folder)
         manifest.forms(request.transforms)
         cohorts.check(request.cohort, manifest.fields)
+        subgroups.check(request.subgroups, manifest.fields)
         consent.check_permission(manifest, request.organisation, request.purpose)
         key = HospitalKey.load(Path(request.key_path))
         listed = consent.read_opt_outs(manifest, folder)
@@ -77,12 +86,14 @@ class Session:
                 listed,
                 max_records=request.max_records,
                 seed=int.from_bytes(key.derive("sample", request.job_id)),
+                kind=request.kind,
             )
             answer = resolved(request, records, selection, key, listed)
+            charge = Charge.admitted(request, records.index, selection, answer.opt_out_version)
         except BaseException:
             records.close()
             raise
-        self._job = Job(request, records, selection, key, listed)
+        self._job = Job(request, records, selection, key, listed, charge)
         return answer
 
     def describe(self, request: control.Describe) -> control.Described:
@@ -118,22 +129,46 @@ class Session:
             confinement=ready.store.confinement,
         )
 
-    def serve(self, split: control.Split) -> socket.socket:
+    def reserve(self, price: Price) -> Balance:
+        """Charge the disclosure ledger, before anything is served. Raises as `Charge.reserve`."""
+        return self._resolved_job().charge.reserve(price, self._prepared().selection)
+
+    def settle(self, bits: int, released: Released) -> Balance:
+        """Lower the charge to what left; nothing is served any more. Raises as `Charge.settle`."""
+        return self._resolved_job().charge.settle(bits, released)
+
+    def inspect(self, request: messages.Inspect) -> messages.Shown:
+        """A ledger in numbers. Raises `Refused` as `rapha.node.datasets.ledger.view.inspect`."""
+        return inspect(request)
+
+    def serve(self, split: control.Split, shadow: int | None = None) -> socket.socket:
         """Start a session over `split` in a thread, after ending the last one; returns the job's end.
 
+        Those of check 8 (`audit`, and any of a shadow) add to no count.
+
         Raises:
-            Refused: what the last session failed with; `policy.conflict` before `prepare`;
+            Refused: what the last session failed with; `policy.conflict` before `prepare` and `reserve`;
                 `node.restarted` where the journal is of an earlier process.
         """
         self.finish()
+        self._resolved_job().demand_split(split)
         ready, meter = self._prepared(), self._metered()
         if self._recovered:
             raise Refused("node.restarted", "the job's journal is of an earlier process")
-        broker = Broker(ready.store, {"train": ready.train, "test": ready.test}, meter)
+        self._resolved_job().charge.demand()
+        if split == "audit" or shadow is not None:
+            broker = self._audited().broker(split, shadow)
+        else:
+            broker = Broker(ready.store, {"train": ready.train, "test": ready.test}, meter)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._stop = Event()
-        self._serving = self._threads.submit(self._run, broker, ours, split, self._stop)
+        self._serving = self._threads.submit(self._run, broker, ours, _told(split), self._stop)
         return theirs
+
+    def groups(self, shadow: int | None = None) -> BinaryIO:
+        """As `rapha.node.datasets.groups`. Raises `Refused` (`policy.conflict`) before `prepare`."""
+        ready = self._prepared()
+        return groups(ready, ready.train if shadow is None else self._audited().half(shadow))
 
     def usage(self) -> control.Used:
         """What was used; after a crash, what the journal of the crashed process says.
@@ -157,14 +192,32 @@ class Session:
         """
         self.finish()
         job, ready = self._resolved_job(), self._prepared()
-        if ready.labels is None:
-            raise Refused("node.config", "the dataset's manifest names no target for metrics")
-        rows = len(ready.test)
-        data = _read_predictions(descriptor, 4 * rows * MAX_COLUMNS)
-        predictions = parse_predictions(data, rows, max(1, len(data) // (4 * rows)))
-        seed = int.from_bytes(job.derive("bootstrap"))
-        cell = job.request.manifest.minimum_cell
-        return control.Scored(values=evaluate(metrics, ready.labels, predictions, seed=seed, min_cell=cell))
+        job.demand_read(self._metered().usage().unique_records, len(ready.test))
+        return score(job, ready, descriptor, metrics)
+
+    def observe(self, descriptor: int | None, shadow: int | None) -> control.Done:
+        """Take predictions over `audit`. Raises `Refused` as `score`, and as `Auditor.observe`."""
+        self.finish()
+        auditor = self._audited()
+        auditor.observe(shadow, read_predictions(descriptor, auditor.rows))
+        return control.Done()
+
+    def audit(self) -> Leakage:
+        """What check 8 shows by now. Raises `Refused` as `Auditor`."""
+        self.finish()
+        return self._audited().leakage()
+
+    def search(self, descriptor: int | None, content: control.Content) -> Searched:
+        """The known-identifier tripwire over the bytes in `descriptor`.
+
+        Raises:
+            Refused: `policy.conflict` before `prepare`; `node.internal` for bytes that could still change.
+        """
+        # What it imports is of no use before there is something to release.
+        from rapha.node.datasets.identifiers import search
+
+        with unsealed(descriptor) as data:
+            return search(data, self._prepared().identifiers, content)
 
     def finish(self) -> None:
         """End the running session, if any, and raise what it failed with.
@@ -186,9 +239,10 @@ class Session:
         try:
             self.finish()
         finally:
-            if self._meter:
-                self._meter.close()
-            self._meter = None
+            for closing in (self._meter, self._auditor):
+                if closing:
+                    closing.close()
+            self._meter = self._auditor = None
             self._drop()
             self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -208,6 +262,11 @@ class Session:
         if self._job is None:
             raise Refused("policy.conflict", "no cohort is resolved")
         return self._job
+
+    def _audited(self) -> Auditor:
+        if self._auditor is None:
+            self._auditor = Auditor(self._resolved_job(), self._prepared(), self._metered().used())
+        return self._auditor
 
     def _metered(self) -> Meter:
         job = self._resolved_job()
@@ -232,13 +291,6 @@ class Session:
             )
 
 
-def _read_predictions(descriptor: int | None, limit: int) -> bytes:
-    """The whole file behind `descriptor`. Raises `Refused` (`job.outputs`)."""
-    if descriptor is None or not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        raise Refused("job.outputs", "predictions: not a regular file")
-    with open(descriptor, "rb", closefd=False) as file:
-        file.seek(0)
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise Refused("job.outputs", f"predictions: more than {MAX_COLUMNS} columns")
-    return data
+def _told(split: control.Split) -> str:
+    """What a job is told that `split` is: nothing shows it that it runs for the audit."""
+    return "train" if split == "train" else "test"

@@ -22,7 +22,7 @@ from rapha.node.journal import Entry
 from rapha.spec.base import Model, Name, Sha256
 from rapha.spec.cohort import Cohort
 from rapha.spec.dataset import DatasetManifest
-from rapha.spec.job import Purpose
+from rapha.spec.job import Kind, Purpose
 from rapha.spec.refusals import Refused
 from rapha.spec.transforms import Transforms
 
@@ -44,6 +44,7 @@ class Commitments(Model):
     manifest: Sha256
     cohort: Sha256
     opt_out_version: Sha256
+    kind: Kind = "train"
     asked: Cohort
     transforms: Transforms
     organisation: Name
@@ -59,6 +60,7 @@ class Commitments(Model):
             manifest=resolved.manifest,
             cohort=resolved.cohort,
             opt_out_version=resolved.opt_out_version,
+            kind=request.kind,
             asked=request.cohort,
             transforms=request.transforms,
             organisation=request.organisation,
@@ -129,6 +131,7 @@ def verify(case: Case, data: DatasetProcess) -> list[Finding]:
 def _resolved_again(case: Case, key: Path, data: DatasetProcess) -> list[Finding]:
     told = case.told
     request = control.Resolve(
+        kind=told.kind,
         manifest=case.manifest,
         folder=str(case.folder.resolve()),
         means=case.means,

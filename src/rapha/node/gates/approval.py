@@ -64,19 +64,18 @@ def approve(
         changes=canonical.digest(changes),
         shown=canonical.digest(shown),
     )
-    node.desk.ask(admitted.id, "approval", expected, shown)
-    envelopes = node.desk.collect(
-        admitted.id,
-        "approval",
+    node.desk.ask(expected, shown)
+    answers = node.desk.collect(
         expected,
         terms.approvers,
         terms.approvals_required,
         node.config.waits.approval_s,
         stopped,
+        offered=("approve",),
     )
-    if len(envelopes) < terms.approvals_required:
+    if len(answers) < terms.approvals_required:
         raise Refused("policy.approval_missing")
-    return Approved(envelopes, scope)
+    return Approved([answer.envelope for answer in answers], scope)
 
 
 def describe_scope(node: Node, admitted: Admitted) -> dict[str, Any]:
@@ -84,8 +83,10 @@ def describe_scope(node: Node, admitted: Admitted) -> dict[str, Any]:
     job = admitted.job
     plan = job.outputs
     return {
+        "kind": job.kind,
         "purpose": job.purpose,
         "image": job.image,
+        "base_model": job.model.base or "none",
         "runs_on": _runs_on(node, admitted),
         "entrypoint": list(job.entrypoint),
         "cohort": job.dump()["dataset"]["cohort"],
@@ -95,8 +96,11 @@ def describe_scope(node: Node, admitted: Admitted) -> dict[str, Any]:
         "released_parameters": plan.parameters,
         "release_dtype": plan.weights.release_dtype if plan.weights else "none",
         "trusted_metrics": list(plan.trusted_metrics),
+        "subgroups": list(plan.groups),
         "self_reported": [f.name for f in plan.self_reported.fields] if plan.self_reported else [],
         "max_bytes": plan.max_bytes,
+        "private": job.private.dump() if job.private else "no: code of the company's own",
+        "guarantee": admitted.private.guarantee.dump() if admitted.private else "none",
     }
 
 

@@ -1,4 +1,4 @@
-"""Gate 5: the manifest allows this organisation and purpose, and the cohort is one that may be used."""
+"""Gate 5: the manifest allows this organisation and purpose, the cohort may be used, the ledger has room."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from rapha.node.datasets.client import DatasetProcess, means
 from rapha.node.datasets.control import Prepared, Resolve, Resolved
 from rapha.node.datasets.memory import check_swap
 from rapha.node.datasets.verify import CONSENTED, Commitments
+from rapha.node.gates.cost import worst
 from rapha.node.gates.intake import Admitted
 from rapha.node.node import Node
+from rapha.node.private.admit import demand_uncapped
+from rapha.node.recover import seen
+from rapha.spec.audited import check_testable
 from rapha.spec.refusals import Refused
 
 
@@ -47,27 +51,35 @@ def consent(node: Node, admitted: Admitted, data: DatasetProcess, work: Path) ->
     """Resolve the cohort inside the manifest.
 
     Raises:
-        Refused: `consent.*`, `privacy.cohort_refused`, `schema.cohort_field`, `schema.transform`,
-            `node.dataset_*`, `node.swap_on`.
+        Refused: `consent.*`, `privacy.cohort_refused`, `budget.disclosure`, `schema.cohort_field`,
+            `schema.transform`, `node.dataset_*`, `node.swap_on`, `policy.leakage`.
     """
     check_swap(node.config.profile)
     job = admitted.job
+    check_testable(job, admitted.manifest)
     # This key is the job's to its end, also when another becomes current while people decide.
     key_id, key_path = node.phi.enlist()
     request = Resolve(
+        kind=job.kind,
         manifest=admitted.manifest,
         folder=str(admitted.folder),
         means=means(node.config.preparation, work.resolve() / "shards"),
         transforms=job.dataset.transforms,
         cohort=job.dataset.cohort,
+        subgroups=job.outputs.subgroups,
         organisation=admitted.agreement.terms.company.id,
         purpose=job.purpose,
         max_records=job.dataset.max_records,
         job_id=admitted.id,
         key_path=str(key_path),
         journal_path=str(_meter_journal(node, admitted.id)),
+        ledger=str(node.state.resolve() / "ledger"),
+        seen=seen(node.journal, admitted.manifest.dataset),
+        price=worst(node, admitted),
     )
     resolved = data.resolve(request)
+    if job.private is not None:
+        demand_uncapped(job, resolved.records)
     commitments = Commitments.of(key_id, request, resolved)
     node.journal.append(CONSENTED, admitted.id, **commitments.dump())
     plan_file = work / "plan.json"

@@ -12,12 +12,13 @@ from typing import Any
 from rapha.evidence import canonical
 from rapha.node.gates.consent import Consented
 from rapha.node.gates.intake import Admitted
+from rapha.node.gates.leakage import leakage
 from rapha.node.gates.measure import measure
 from rapha.node.gates.train import Ended, Trained
 from rapha.node.node import Node
 from rapha.runtime.guard.confined import run_in_process
 from rapha.runtime.guard.report import GuardReport
-from rapha.spec.disclosure import NOT_ASKED, Guarantee, Leakage, Searched
+from rapha.spec.disclosure import NOT_ASKED, Balance, Guarantee, Leakage, Searched
 from rapha.spec.release_plan import METRICS_FILE as METRICS
 from rapha.spec.sections import GuardCheck, GuardSection, Released
 
@@ -34,6 +35,7 @@ class Guarded:
         searched: the known-identifier tripwire, where anything was rebuilt.
         leakage: check 8.
         guarantee: differential privacy that the hospital's own trainer enforced; None for a job's own code.
+        balance: the dataset's ledger with this job charged at its worst; it stays here.
     """
 
     report: GuardReport
@@ -43,6 +45,7 @@ class Guarded:
     searched: Searched | None = None
     leakage: Leakage = NOT_ASKED
     guarantee: Guarantee | None = None
+    balance: Balance | None = None
 
     @property
     def commitment(self) -> str:
@@ -96,16 +99,31 @@ def guard(
         raise Ended("job.outputs" if report.decided else "node.internal", trained.outcome)
     released.chmod(0o755)
     files = {name: (released / name).read_bytes() for name in plan.files}
+    searched = _search(node, admitted, consented, trained, files)
     trusted: dict[str, float] = {}
     if plan.trusted_metrics:
         trusted = measure(node, admitted, consented, released, work, hold)
-        files[METRICS] = _metrics_file(trusted, report)
-    return Guarded(report, secrets.token_hex(32), files, trusted)
+        files[METRICS] = metrics_file(trusted, report)
+    leaked = leakage(node, admitted, consented, trained, released, work, hold)
+    promised = admitted.private.guarantee if admitted.private else None
+    return Guarded(report, secrets.token_hex(32), files, trusted, searched, leaked, promised)
 
 
-def _metrics_file(trusted: dict[str, float], report: GuardReport) -> bytes:
+def metrics_file(trusted: dict[str, float], report: GuardReport) -> bytes:
     """What the node measured and what the job says of itself, apart and named so."""
     return canonical.dumps({"trusted": trusted, "self_reported": dict(report.self_reported)})
+
+
+def _search(
+    node: Node, admitted: Admitted, consented: Consented, trained: Trained, files: dict[str, bytes]
+) -> Searched:
+    """The known-identifier tripwire, where the identifiers are. Raises `Ended` (`job.outputs`) on a hit."""
+    searched = consented.data.search(files, admitted.job.outputs)
+    if searched.found:
+        reason = f"{searched.file} spells identifiers of the job's patients"
+        node.journal.append("guard", admitted.id, code="guard.identifiers", reason=reason)
+        raise Ended("job.outputs", trained.outcome)
+    return searched
 
 
 def _shown(verdict: str) -> Any:

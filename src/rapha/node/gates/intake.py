@@ -11,7 +11,9 @@ from rapha.evidence import canonical, dsse, hpke
 from rapha.evidence.keys import VerifyKey
 from rapha.evidence.steps.case import AUDIENCE_NODE
 from rapha.evidence.steps.parties import check_image, open_job
+from rapha.node.gates.base import base_of
 from rapha.node.node import Node, SignedAgreement
+from rapha.node.private.admit import PrivateRun, admit
 from rapha.node.uplink import Lease
 from rapha.runtime.image import AllowList, Image, Runtime
 from rapha.runtime.image import read as read_image
@@ -31,6 +33,8 @@ class Admitted:
         image_envelope: the statement about the image that verified, from the lease or from the layout.
         archive: the image as it was received.
         app: the submitter's files, which the sandbox shows at /app.
+        base: the model that the job brings, a file of the image; None where it names none.
+        private: what the hospital's own trainer does in place of the job's code; None for a job with code.
     """
 
     id: str
@@ -42,6 +46,8 @@ class Admitted:
     image_envelope: dsse.EnvelopeDict
     archive: Path
     app: Path
+    base: Path | None = None
+    private: PrivateRun | None = None
 
 
 def intake(node: Node, lease: Lease, work: Path, now: datetime) -> Admitted:
@@ -55,8 +61,6 @@ def intake(node: Node, lease: Lease, work: Path, now: datetime) -> Admitted:
         raise Refused("schema.envelope", "the coordinator names the job by another id")
     if now > parse_time(job.not_after):
         raise Refused("policy.job_expired", f"not_after was {job.not_after}")
-    if job.kind != "train":
-        raise Refused("policy.kind", f"{job.kind} jobs are not run here yet")
     hpke.parse_public(job.recipient)
     if job.nodes != "any" and node.config.node not in job.nodes:
         raise Refused("policy.node_not_eligible", f"this node is {node.config.node}")
@@ -78,7 +82,9 @@ def intake(node: Node, lease: Lease, work: Path, now: datetime) -> Admitted:
     app = image.tree / "app"
     if app.is_symlink() or (image.kind == "slim" and not app.is_dir()):  # a link here leads into this host
         raise Refused("image.entrypoint_missing", "the image has no folder /app")
-    return Admitted(job_id, job, agreement, manifest, folder, image, envelope, archive, app)
+    base = base_of(job, image)
+    private = admit(job, manifest, node.runtime, work)
+    return Admitted(job_id, job, agreement, manifest, folder, image, envelope, archive, app, base, private)
 
 
 def allow_list(node: Node) -> AllowList:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from rapha.node.gates import cost
 from rapha.node.gates.consent import Consented
 from rapha.node.gates.guard import Guarded
 from rapha.node.gates.intake import Admitted
@@ -17,6 +18,7 @@ from rapha.node.recover import next_boundary
 from rapha.spec.price import PriceContext, covert_bound_bits
 from rapha.spec.refusals import Refused
 from rapha.spec.surface import Artifact, Quanta, Surface, bucketed, startup_fault
+from rapha.spec.verdicts import Scope, outgoing
 
 if TYPE_CHECKING:
     from rapha.node.gates.passed import Passed
@@ -66,28 +68,20 @@ class Clock:
 
 def quanta(clock: Clock) -> Quanta:
     """Steps of the published resource use."""
-    return Quanta(duration_s=clock.quantum_s)
+    return cost.quanta(clock.quantum_s)
 
 
-def covert_bound(admitted: Admitted, guarded: Guarded, clock: Clock, moments: int) -> int:
-    """Bits about records that everything released of this job can carry, at most.
+def price_context(admitted: Admitted, clock: Clock, moments: int, scope: Scope = "all") -> PriceContext:
+    """As `rapha.node.gates.cost.price_context`."""
+    return cost.price_context(admitted, clock.quantum_s, moments, scope)
 
-    `moments` is how many quantised moments of the job can be seen from outside.
-    """
-    job = admitted.job
-    bound = covert_bound_bits(
-        PriceContext(
-            plan=job.outputs,
-            max_records=job.dataset.max_records,
-            bucket=admitted.manifest.billing_bucket,
-            wall_s=job.compute.wall_clock_s,
-            cpu_s=job.compute.wall_clock_s * job.compute.cpus,
-            memory_bytes=job.compute.memory_bytes,
-            quanta=quanta(clock),
-            moments=moments,
-        )
-    )
-    return max(bound, guarded.report.covert_bound_bits)
+
+def covert_bound(
+    admitted: Admitted, guarded: Guarded, clock: Clock, moments: int, scope: Scope = "all"
+) -> int:
+    """Bits about records that everything released of this job can carry, at most."""
+    bound = covert_bound_bits(price_context(admitted, clock, moments, scope))
+    return max(bound, guarded.report.covert_bound_bits) if scope == "all" else bound
 
 
 def in_words(consented: Consented) -> str:
@@ -103,13 +97,13 @@ def success(passed: Passed, artifacts: list[Sealed], clock: Clock) -> Surface:
     end = passed.trained.outcome
     return Surface.success(
         passed.admitted.id,
-        passed.admitted.job.outputs,
+        outgoing(passed.admitted.job.outputs, passed.released),
         artifacts=tuple(
             Artifact(name=a.name, sha256=a.sha256, cipher_sha256=a.cipher_sha256, bytes=a.size)
             for a in artifacts
         ),
         metrics=passed.guarded.trusted,
-        self_reported=passed.guarded.report.self_reported,
+        self_reported=passed.guarded.report.self_reported if passed.released == "all" else {},
         records_bucket=at_most(used.unique_records, bucket, cap),
         patients_bucket=at_most(used.unique_patients, bucket, cap),
         usage=quanta(clock).usage(end.wall_s, end.cpu_s, end.peak_memory_bytes),

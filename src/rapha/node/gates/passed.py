@@ -16,6 +16,7 @@ from rapha.node.gates.seal import Sealed
 from rapha.node.gates.train import Trained
 from rapha.node.uplink import Lease
 from rapha.spec.receipt import AirGap
+from rapha.spec.verdicts import Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,10 @@ class Passed:
 
     Attributes:
         airgap: severed, probed and lifted again, or waived.
-        admitted_at: Unix seconds of the one clock reading of intake."""
+        admitted_at: Unix seconds of the one clock reading of intake.
+        guarded: with the files that the reviewers let go, and no other.
+        released: by their verdict, all that was planned or the trusted metrics alone.
+    """
 
     lease: Lease
     admitted: Admitted
@@ -38,5 +42,6 @@ class Passed:
     guarded: Guarded
     airgap: AirGap
     reviews: list[dsse.EnvelopeDict]
+    released: Scope
     covert_bound_bits: int
     admitted_at: float

@@ -70,5 +70,6 @@ def facts(node: Node, admitted: Admitted, attested: Attested, scanned: Scanned) 
             findings=tuple(FoundRule(rule=rule, severity=severity) for rule, severity in found),
         ),
         approvals_required=terms.approvals_required,
+        reviews_required=terms.reviews_required,
         settlement_configured=False,
     )

@@ -102,6 +102,8 @@ def build_receipt(node: Node, passed: Passed, sections: Mapping[str, Any], clock
         sandbox=Sandbox(driver=node.sandbox.name, walls=dict(passed.trained.outcome.walls)),
         airgap=passed.airgap,
         outcome="success",
+        released=passed.released,
+        guarantee=passed.guarded.guarantee,
         covert_bound_bits=passed.covert_bound_bits,
         assurance=passed.attested.appraisal.assurance,
         nonce=secrets.token_hex(32),

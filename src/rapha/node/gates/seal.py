@@ -23,6 +23,7 @@ from rapha.node.gates.walls import walls
 from rapha.node.node import Node
 from rapha.runtime.sandbox.interface import Ending, Limits
 from rapha.spec.attestation import Posture
+from rapha.spec.audited import longest_s
 from rapha.spec.receipt import PROBES
 from rapha.spec.refusals import Refused
 from rapha.spec.units import parse_time
@@ -95,7 +96,7 @@ def seal(
     if allow(node, admitted, attested, scanned).section != allowed.section:
         raise Refused("posture.seal_failed", "the policy decision changed since it was approved")
     # The last word to the coordinator before the silence.
-    node.exit.progress(admitted.id, "running")
+    node.exit.progress(admitted.id, "running", longest_s(admitted.job, admitted.manifest))
     return Sealed(posture, gap.sever() | _probe(node, admitted, gap.hold), prepared)
 
 

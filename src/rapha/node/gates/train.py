@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from rapha.node.gates.consent import Consented
 from rapha.node.gates.intake import Admitted
 from rapha.node.gates.walls import limits_of, run, walls
 from rapha.node.node import Node
+from rapha.node.private.grouping import grouped
 from rapha.runtime.sandbox.interface import Ending, Outcome
 from rapha.spec.receipt import WALLS
 from rapha.spec.refusals import Refused
@@ -50,23 +52,33 @@ class Ended(Refused):
 
 
 def train(
-    node: Node, admitted: Admitted, consented: Consented, work: Path, hold: int | None = None
+    node: Node,
+    admitted: Admitted,
+    consented: Consented,
+    work: Path,
+    hold: int | None = None,
+    *,
+    shadow: int | None = None,
+    wall_s: float = math.inf,
 ) -> Trained:
     """Run the entrypoint; the sandbox keeps `hold` open as long as it lives.
+
+    With a `shadow`, it trains that shadow model of check 8, and has no more than `wall_s`.
 
     Raises:
         Ended: `job.*`. Refused: `node.*`.
     """
     outputs = work / "outputs"
     outputs.mkdir(mode=0o700)
-    log = node.log_file(admitted.id, "train")
-    with consented.data.serve("train") as broker:
+    log = node.log_file(admitted.id, "train" if shadow is None else "shadow")
+    own = grouped(admitted.private, consented.data, work, shadow)
+    with own as groups, consented.data.serve("train", shadow) as broker:
         spec = walls(
             node,
             admitted,
             argv=admitted.job.entrypoint,
-            inputs={"plan.json": consented.plan_file},
-            limits=limits_of(admitted),
+            inputs={"plan.json": consented.plan_file, **groups},
+            limits=limits_of(admitted, wall_s),
             log=log,
             broker=broker.fileno(),
             out=outputs,
@@ -74,13 +86,22 @@ def train(
         )
         outcome = run(node, spec)
     check_outcome(node, admitted, consented, outcome, log)
+    check_run(node, consented, outcome)
+    return Trained(outputs, outcome)
+
+
+def check_run(node: Node, consented: Consented, outcome: Outcome) -> None:
+    """Whether every wall of the driver held, and the job used what it was run for.
+
+    Raises:
+        Ended: `job.no_records`, `job.failed`. Refused: `node.sandbox_unavailable`.
+    """
     missing = [name for name in sorted(WALLS[node.sandbox.name]) if not outcome.walls.get(name)]
     if missing:
         raise Refused("node.sandbox_unavailable", f"walls that were not seen to hold: {', '.join(missing)}")
     usage = consented.data.usage()
     if usage.unique_records == 0:
         raise Ended("job.failed" if usage.first_record_served else "job.no_records", outcome)
-    return Trained(outputs, outcome)
 
 
 def check_outcome(node: Node, admitted: Admitted, consented: Consented, outcome: Outcome, log: Path) -> None:

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from rapha.researcher.report import svg
-from rapha.researcher.report.svg import Frame, Markup, Scale, Tick
+from rapha.runtime import charts
+from rapha.runtime.charts import Frame, Markup, Scale, Tick
 
 Values = tuple[tuple[int, float], ...]
 """(epoch, value), by rising epoch."""
@@ -50,14 +50,16 @@ def chart(number: int, name: str, values: Values) -> Markup:
     x_low, x_high = epochs[0], epochs[-1]
     y_ticks, y_low, y_high = _scale([value for _, value in values])
     points = [((e - x_low) / (x_high - x_low), (v - y_low) / (y_high - y_low)) for e, v in values]
-    parts = svg.axes(_FRAME, "Epoch", name, _epochs(x_low, x_high), y_ticks)
-    parts.append(svg.polyline(_FRAME, points, "line"))
-    parts += svg.dots(_FRAME, points, "dot")
-    parts.append(svg.shape("line", "line", x1=_FRAME.x.start, x2=_FRAME.x.start + 26, y1=12, y2=12))
-    parts.append(svg.label(f"{name}, self-reported", "legend", x=_FRAME.x.start + 34, y=16))
+    parts = charts.axes(_FRAME, "Epoch", name, _epochs(x_low, x_high), y_ticks)
+    parts.append(charts.polyline(_FRAME, points, "line"))
+    parts += charts.dots(_FRAME, points, "dot")
+    parts.append(charts.shape("line", "line", x1=_FRAME.x.start, x2=_FRAME.x.start + 26, y1=12, y2=12))
+    parts.append(charts.label(f"{name}, self-reported", "legend", x=_FRAME.x.start + 34, y=16))
     said = "; ".join(f"epoch {epoch}: {value:g}" for epoch, value in values)
     title = f"{name} in each epoch, as the job says"
-    return svg.fixed(f"learning-{number}", title, f"Self-reported, checked by nobody. {said}.", _SIZE, parts)
+    return charts.fixed(
+        f"learning-{number}", title, f"Self-reported, checked by nobody. {said}.", _SIZE, parts
+    )
 
 
 def _drawable(value: object) -> bool:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from rapha.researcher.report import learning, plots
-from rapha.researcher.report.svg import Markup, Point
+from rapha.runtime.charts import Markup, Point
 from rapha.spec.refusals import Refused
-from rapha.spec.release_plan import CURVE_POINTS, METRIC_DECIMALS, TRUSTED_METRICS
+from rapha.spec.release_plan import CURVE_POINTS, METRIC_DECIMALS, TRUSTED_METRICS, metric_of
 
 PARTS: Final = frozenset({"trusted", "self_reported"})
 _MEANING: Final = {
@@ -20,12 +20,15 @@ _MEANING: Final = {
     "brier": ("Brier score", "mean squared error of probabilities; lower is better"),
     "rmse": ("RMSE", "root mean squared error; lower is better"),
     "concordance": ("Concordance", "Harrell's C; higher is better, 0.5 is chance"),
+    "calibration_error": ("Calibration error", "mean gap between predicted and observed; lower is better"),
+    "sensitivity_at_90": ("Sensitivity at 90%", "share of positives found at a specificity of 90% or more"),
+    "sensitivity_at_95": ("Sensitivity at 95%", "share of positives found at a specificity of 95% or more"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class MetricRow:
-    """A value with its 95% interval; `drawn` where both lie in [0, 1]."""
+    """A value with its 95% interval; `drawn` where both lie in [0, 1]. `name` may say which subgroup."""
 
     name: str
     meaning: str
@@ -79,7 +82,7 @@ def read(metrics: Mapping[str, Any]) -> Metrics:
             for name, value in sorted(reported.items())
             if not learning.belongs(name, drawn)
         ),
-        headline=f"{rows[0].name} {rows[0].value}" if rows else None,
+        headline=next((f"{row.name} {row.value}" for row in rows if "=" not in row.name), None),
     )
 
 
@@ -102,14 +105,17 @@ def _said(value: object) -> str:
 
 
 def _rows(trusted: Mapping[str, float]) -> tuple[MetricRow, ...]:
+    """Each metric over everybody, then over subgroups."""
     order = {name: n for n, name in enumerate(TRUSTED_METRICS)}
-    single = {name for name in trusted if name.partition(".")[0] not in CURVE_POINTS}
-    names = sorted({name.partition(".")[0] for name in single}, key=lambda n: (order.get(n, len(order)), n))
-    return tuple(_row(name, trusted) for name in names if name in trusted)
+    names = {key.partition(".")[0] for key in trusted if metric_of(key) not in CURVE_POINTS}
+    ordered = sorted(names, key=lambda name: (order.get(metric_of(name), len(order)), name))
+    return tuple(_row(name, trusted) for name in ordered if name in trusted)
 
 
 def _row(name: str, trusted: Mapping[str, float]) -> MetricRow:
-    title, meaning = _MEANING.get(name, (name, ""))
+    whole, _, group = name.partition("@")
+    title, meaning = _MEANING.get(whole, (whole, ""))
+    title = f"{title}, {group.replace('=', ' = ', 1)}" if group else title
     value, low, high = (trusted.get(f"{name}{part}") for part in ("", ".low", ".high"))
     if value is None or low is None or high is None:
         return MetricRow(title, meaning, _decimal(trusted[name]), "not released", None)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from rapha.researcher.report import svg
 from rapha.researcher.report.lines import GateLine, duration
-from rapha.researcher.report.svg import Element, Frame, Markup, Point, Scale
+from rapha.runtime import charts
+from rapha.runtime.charts import Element, Frame, Markup, Point, Scale
 from rapha.spec.release_plan import CURVE_POINTS
 
 _ROW: Final = 36.0
@@ -35,7 +35,7 @@ def timeline(lines: Sequence[GateLine]) -> Markup:
         begin += line.seconds
     said = "; ".join(f"{line.gate} {duration(line.seconds)}, {line.verdict}" for line in lines)
     title = f"Time inside each gate, {duration(total)} in all"
-    return svg.fluid("timeline", title, said, _ROW * len(lines), parts)
+    return charts.fluid("timeline", title, said, _ROW * len(lines), parts)
 
 
 def funnel(stages: Mapping[str, Count]) -> Markup:
@@ -47,7 +47,7 @@ def funnel(stages: Mapping[str, Count]) -> Markup:
         kind = "bar passed" if isinstance(count, int) else "bar hollow"
         parts.append(_bar(row, kind, 0, 100 * upper(count) / most if most else 0))
     said = "; ".join(f"{stage}: {counted(count)}" for stage, count in stages.items())
-    return svg.fluid("funnel", "Records after each stage", said, _ROW * len(stages), parts)
+    return charts.fluid("funnel", "Records after each stage", said, _ROW * len(stages), parts)
 
 
 def upper(count: Count) -> int:
@@ -63,16 +63,16 @@ def counted(count: Count) -> str:
 def _row(row: int, name: str, value: str) -> list[Element]:
     y = row * _ROW + 15
     return [
-        svg.label(name, "name", x="0", y=y),
-        svg.label(value, "value", x="100%", y=y, text_anchor="end"),
-        svg.shape("rect", "track", x="0", y=y + 7, width="100%", height=_BAR, rx=2),
+        charts.label(name, "name", x="0", y=y),
+        charts.label(value, "value", x="100%", y=y, text_anchor="end"),
+        charts.shape("rect", "track", x="0", y=y + 7, width="100%", height=_BAR, rx=2),
     ]
 
 
 def _bar(row: int, class_: str, start: float, share: float) -> Element:
     width = max(_LEAST, min(share, 100 - start))
     across = {"x": f"{start:.2f}%", "width": f"{width:.2f}%"}
-    return svg.shape("rect", class_, y=row * _ROW + 22, height=_BAR, rx=2, **across)
+    return charts.shape("rect", class_, y=row * _ROW + 22, height=_BAR, rx=2, **across)
 
 
 def roc_points(trusted: Mapping[str, float]) -> list[Point]:
@@ -116,15 +116,15 @@ def calibration(points: Sequence[Point]) -> Markup:
 
 
 def _curve(name: str, words: Pair, points: Sequence[Point], names: Pair, legend: Pair) -> Markup:
-    parts = svg.axes(_FRAME, *names)
-    parts.append(svg.polyline(_FRAME, ((0, 0), (1, 1)), "diagonal"))
-    parts += [svg.polyline(_FRAME, run, "line") for run in _runs(points) if len(run) > 1]
-    parts += svg.dots(_FRAME, points, "dot")
+    parts = charts.axes(_FRAME, *names)
+    parts.append(charts.polyline(_FRAME, ((0, 0), (1, 1)), "diagonal"))
+    parts += [charts.polyline(_FRAME, run, "line") for run in _runs(points) if len(run) > 1]
+    parts += charts.dots(_FRAME, points, "dot")
     for row, (class_, text) in enumerate(zip(("line", "diagonal"), legend, strict=True)):
         y = 12 + 17 * row
-        parts.append(svg.shape("line", class_, x1=_FRAME.x.start, x2=_FRAME.x.start + 26, y1=y, y2=y))
-        parts.append(svg.label(text, "legend", x=_FRAME.x.start + 34, y=y + 4))
-    return svg.fixed(name, *words, _SIZE, parts)
+        parts.append(charts.shape("line", class_, x1=_FRAME.x.start, x2=_FRAME.x.start + 26, y1=y, y2=y))
+        parts.append(charts.label(text, "legend", x=_FRAME.x.start + 34, y=y + 4))
+    return charts.fixed(name, *words, _SIZE, parts)
 
 
 def _runs(points: Sequence[Point]) -> list[list[Point]]:
@@ -141,11 +141,11 @@ def _runs(points: Sequence[Point]) -> list[list[Point]]:
 def interval(value: float, low: float, high: float) -> Markup:
     """A value in [0, 1] and its interval, as a dot on a bar."""
     at, begin, end = (f"{2 + 96 * v:.2f}%" for v in (value, low, high))
-    return svg.ornament(
+    return charts.ornament(
         16,
         [
-            svg.shape("line", "grid", x1="2%", x2="98%", y1=8, y2=8),
-            svg.shape("line", "whisker", x1=begin, x2=end, y1=8, y2=8),
-            svg.shape("circle", "dot", cx=at, cy=8, r=4),
+            charts.shape("line", "grid", x1="2%", x2="98%", y1=8, y2=8),
+            charts.shape("line", "whisker", x1=begin, x2=end, y1=8, y2=8),
+            charts.shape("circle", "dot", cx=at, cy=8, r=4),
         ],
     )

@@ -12,14 +12,12 @@ from rapha.evidence.verify import Verification
 from rapha.researcher.report import metrics as numbers
 from rapha.researcher.report import plots, words
 from rapha.researcher.report.lines import GATES, GateLine, duration, in_order
-from rapha.researcher.report.svg import Markup
+from rapha.runtime.charts import Markup
+from rapha.runtime.sizes import rows, size, slices
 from rapha.spec.receipt import DatasetUse, Receipt
 from rapha.spec.refusals import Refused
 from rapha.spec.sections import GuardSection
 
-CT_SLICE_BITS: Final = 512 * 512 * 16
-ROW_BYTES: Final = 64
-"""An identifier row: a name, a date of birth, a number."""
 STAGES: Final = ("matched", "readable", "consented", "used")
 _ASSERTED_BY: Final = {
     "attested": "the node's meter, inside attested hardware",
@@ -80,6 +78,8 @@ class Finished:
     use: Pairs
     patients: str
     caution: str
+    measured: str
+    hidden: str
     artifacts: tuple[tuple[str, str, str], ...]
 
 
@@ -111,6 +111,8 @@ def read(
         use=_use(receipt),
         patients=words.patients(receipt.usage, receipt.dataset),
         caution=words.caution(receipt.usage),
+        measured=words.MEASURED[receipt.job.kind],
+        hidden=words.HIDDEN[receipt.job.kind],
         artifacts=tuple((r.name, f"{r.bytes:,}", r.sha256) for r in guard.released),
     )
 
@@ -147,6 +149,7 @@ def _facts(receipt: Receipt, profile: str) -> Pairs:
         ("Admitted, finished", f"{receipt.times.admitted}, {receipt.times.finished}"),
         ("Sandbox", f"{receipt.sandbox.driver}, {len(receipt.sandbox.walls)} walls recorded"),
         ("Air gap", f"{len(air.probes)} probes found nothing to reach, by the host's own word"),
+        ("Released", words.RELEASED[receipt.released]),
         ("Assurance, profile", f"{receipt.assurance}, {profile}"),
         ("Image", receipt.image),
         ("Job id", job.id),
@@ -185,25 +188,10 @@ def covert(bits: int, released: int) -> Covert:
     return Covert(
         bits=f"{bits:,}",
         size=size(-(-bits // 8)),
-        slices=_slices(bits),
-        rows=f"{bits // (8 * ROW_BYTES):,}",
+        slices=slices(bits),
+        rows=rows(bits),
         released=size(released),
     )
-
-
-def _slices(bits: int) -> str:
-    share = bits / CT_SLICE_BITS
-    if share >= 10:
-        return f"{share:,.0f}"
-    return f"{share:.2f}" if share >= 0.005 or not bits else "less than 0.01"
-
-
-def size(count: int) -> str:
-    """Bytes for people: exact below 10 kB, then in decimal units."""
-    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= max(scale, 10**4):
-            return f"{count / scale:,.1f} {unit}"
-    return f"{count:,} bytes"
 
 
 def _use(receipt: Receipt) -> Pairs:

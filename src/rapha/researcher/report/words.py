@@ -7,7 +7,12 @@ from typing import Final
 
 from rapha.spec.dataset import LEAST_CELL
 from rapha.spec.receipt import DatasetUse, Usage
+from rapha.spec.verdicts import SENTENCE, Scope
 
+RELEASED: Final[Mapping[Scope, str]] = {
+    "all": "all that was planned",
+    "metrics": "the trusted metrics alone, by the reviewers' verdict; the rest was destroyed",
+}
 REASONS: Final[Mapping[str, str]] = {
     "consent.opted_out": "opted out or withdrew; removed from the whole dataset before matching",
     "record.patient_missing": "no patient identifier",
@@ -38,6 +43,17 @@ CONFINEMENT: Final = {
     "encrypted-shards": "in memory, and in shards under AES-256-GCM with a key in memory alone, "
     "by the host's word",
 }
+MEASURED: Final = {
+    "train": "They are the metrics of image plus weights.",
+    "evaluate": "They are the metrics of the image with the model in it, which the company brought: nothing "
+    "was trained, and the model did not leave.",
+}
+HIDDEN: Final = {
+    "train": SENTENCE,
+    "evaluate": "No weights left. The numbers were computed by the node, and what they can still tell about "
+    "patients is within the bound above.",
+}
+"""What no check excludes, by kind of job."""
 FEW: Final = 100
 """Patients up to which the report says that they are few."""
 

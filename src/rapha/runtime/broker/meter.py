@@ -209,6 +209,12 @@ class Meter:
                 first_record_served=self.first_record_served,
             )
 
+    def used(self) -> NDArray[np.int64]:
+        """The dense indices of the records that were handed over at least once, rising."""
+        with self._lock:
+            records, _ = self._tally.settled()
+            return np.concatenate([np.empty(0, dtype=np.int64), *records.members()])
+
     def checkpoint(self) -> None:
         """Wait until the journal is on disk.
 

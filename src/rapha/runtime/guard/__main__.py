@@ -22,8 +22,8 @@ from rapha.spec.refusals import Refused
 from rapha.spec.release_plan import ReleasePlan
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
-_INTERPRETER_BYTES: Final = 2**30
-"""Address space that Python and numpy map before they read a file."""
+_ADDRESS_SPACE: Final = 3 * 2**29
+"""Bytes that Python, numpy and a few threads map; files are not held, so their size adds nothing."""
 
 
 class Request(NamedTuple):
@@ -71,8 +71,8 @@ def confine() -> None:
 
 
 def limit_to(plan: ReleasePlan) -> None:
-    """Memory and file size by the plan: input, output and the canonical copy of small files."""
-    _lower(resource.RLIMIT_AS, _INTERPRETER_BYTES + 2 * (plan.output_bytes + plan.released_bytes))
+    """Memory, and by the plan the size of files."""
+    _lower(resource.RLIMIT_AS, _ADDRESS_SPACE)
     _lower(resource.RLIMIT_FSIZE, plan.released_bytes + REPORT_LIMIT)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write past the limit then fails as any other
 

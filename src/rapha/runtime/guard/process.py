@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -12,8 +11,9 @@ from typing import Final
 
 from rapha.evidence import canonical
 from rapha.runtime.guard.codes import Finding
-from rapha.runtime.guard.reading import folder_of, read_plain
-from rapha.runtime.guard.report import REPORT_LIMIT, GuardReport, refusal
+from rapha.runtime.guard.reading import folder_of, open_plain, parts
+from rapha.runtime.guard.released import Folder, folder_for
+from rapha.runtime.guard.report import REPORT_LIMIT, GuardReport, ReleasedFile, refusal
 from rapha.spec.refusals import Refused
 from rapha.spec.release_plan import ReleasePlan
 
@@ -39,7 +39,7 @@ def run_in_child(
     try:
         report = believed(_ask(request, timeout_s), plan)
         if report.ok and out is not None:
-            read_released(out, report, plan)
+            take(out, report, plan, None)
     except Finding as finding:
         report = refusal(plan, finding)
     if out is not None and not report.ok:
@@ -109,24 +109,32 @@ def believed(answer: bytes, plan: ReleasePlan) -> GuardReport:
     return report
 
 
-def read_released(folder: Path, report: GuardReport, plan: ReleasePlan) -> dict[str, bytearray]:
-    """The files that `report` names, hashed again: the guard's process is not believed about them.
+def take(folder: Path, report: GuardReport, plan: ReleasePlan, out: Path | None) -> None:
+    """Copy the files that `report` names to `out`, and hash them: the guard's process is not believed.
+
+    Without `out` they are only looked at.
 
     Raises:
-        Finding: `guard.died` for another file or other bytes.
+        Finding: `guard.died` for another file or other bytes, `guard.out`; then `out` is empty.
     """
-    files: dict[str, bytearray] = {}
-    with folder_of(folder) as handle:
+    with folder_of(folder) as handle, folder_for(out) as into:
         with os.scandir(handle) as entries:
             names = sorted(entry.name for entry in entries)
         if names != sorted(f.name for f in report.released):
             raise Finding("guard.died", "the released files are not those of the report")
         for file in report.released:
-            try:
-                data = read_plain(handle, file.name, file.bytes, min(file.bytes, plan.released_bytes))
-            except Finding as finding:
-                raise Finding("guard.died", finding.reason) from None
-            if hashlib.sha256(data).hexdigest() != file.sha256:
-                raise Finding("guard.died", f"{file.name} is not what the report says")
-            files[file.name] = data
-    return files
+            _take(handle, file, plan.released_bytes, into)
+
+
+def _take(handle: int, file: ReleasedFile, most: int, into: Folder) -> None:
+    try:
+        with open_plain(handle, file.name, file.bytes, min(file.bytes, most)) as source:
+            copy = into.file(file.name, source.size)
+            for piece in parts(source):
+                copy.write(piece)
+            source.check_unchanged()
+            same = copy.finish().sha256 == file.sha256
+    except Finding as finding:
+        raise finding if finding.code == "guard.out" else Finding("guard.died", finding.reason) from None
+    if not same:
+        raise Finding("guard.died", f"{file.name} is not what the report says")

@@ -1,7 +1,9 @@
-"""Check 1: one folder, exact names, plain files, read once into memory that the plan bounds.
+"""Check 1: one folder, exact names, plain files, sizes that the plan allows; and how files are read then.
 
-The folder was written by a hostile process. Nothing is opened for reading before it is known to be a
-regular file of a size that the plan allows.
+The folder was written by a hostile process, which is dead by now. Nothing is opened for reading before it is
+known to be a regular file of a size that the plan allows. A file may be larger than memory, so nobody holds
+one whole: every reader copies a part into memory of its own and judges that copy, and no verdict about one
+reading is carried over to another. A file that changed in between refuses.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Protocol
 
 from rapha.runtime.guard.codes import Finding
-from rapha.spec.release_plan import HEADER_LIMIT, ReleasePlan
+from rapha.spec.release_plan import ReleasePlan
+from rapha.spec.weights import HEADER_LIMIT
 
 _SYS_OPENAT2: Final = 437
 """The same number on every architecture (Linux 5.6, unified table)."""
@@ -30,19 +34,105 @@ _CODES: Final = {
 }
 _LABELS: Final = frozenset({"security.selinux"})
 """Written by the kernel on every file of a labelled system; a job can't choose it, and it is not copied."""
-_CHUNK: Final = 2**24
+_CHUNK: Final = 2**22
 
 
-def read_outputs(directory: Path, plan: ReleasePlan) -> dict[str, bytearray]:
-    """Copies of exactly the planned files, by name.
+class Source(Protocol):
+    """Bytes at rest, read in parts."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+
+    def read_into(self, buffer: Any, offset: int) -> None:
+        """Fill `buffer`, writable bytes, from `offset`. Raises `Finding` where there are not so many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A source in memory."""
+
+    data: bytes
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", len(self.data))
+
+    def read_into(self, buffer: Any, offset: int) -> None:
+        """See `Source.read_into`."""
+        view = memoryview(buffer).cast("B")
+        if offset + len(view) > self.size:
+            raise Finding("guard.changed", "the data ends too soon")
+        view[:] = self.data[offset : offset + len(view)]
+
+
+@dataclass(frozen=True, slots=True)
+class PlainFile:
+    """An open regular file that passed check 1. `close` belongs to whoever opened it."""
+
+    name: str
+    handle: int
+    size: int
+    identity: tuple[int, ...]
+
+    def read_into(self, buffer: Any, offset: int) -> None:
+        """See `Source.read_into`."""
+        view, done = memoryview(buffer).cast("B"), 0
+        try:
+            while done < len(view):
+                got = os.preadv(self.handle, [view[done:]], offset + done)
+                if got == 0:
+                    raise Finding("guard.changed", f"{self.name} became shorter while it was read")
+                done += got
+        except OSError as error:
+            raise Finding("guard.unreadable", f"{self.name}: {_why(error)}") from None
+
+    def check_unchanged(self) -> None:
+        """Raises `Finding` (`guard.changed`) where the file is not what it was when it was opened."""
+        if _identity(os.fstat(self.handle)) != self.identity:
+            raise Finding("guard.changed", f"{self.name} changed while it was read")
+
+
+def part(source: Source, offset: int, size: int) -> bytes:
+    """What `source` has of `size` bytes from `offset`: fewer where it ends, none before its beginning."""
+    size = min(size, source.size - offset)
+    if offset < 0 or size <= 0:
+        return b""
+    buffer = bytearray(size)
+    source.read_into(buffer, offset)
+    return bytes(buffer)
+
+
+def parts(source: Source) -> Iterator[memoryview]:
+    """All of `source` in order, through one buffer: a part is gone when the next is asked for."""
+    buffer = memoryview(bytearray(min(_CHUNK, max(1, source.size))))
+    for offset in range(0, source.size, len(buffer)):
+        piece = buffer[: min(len(buffer), source.size - offset)]
+        source.read_into(piece, offset)
+        yield piece
+
+
+@contextmanager
+def open_outputs(directory: Path, plan: ReleasePlan, share: bool = False) -> Iterator[dict[str, PlainFile]]:
+    """Exactly the planned files of `directory`, open, by name. Afterwards each must be what it was.
+
+    With `share` every user who can reach the folder may then read it and them.
 
     Raises:
         Finding: any of check 1's codes.
     """
     limits = size_limits(plan)
-    with folder_of(directory) as folder:
+    with folder_of(directory) as folder, ExitStack() as stack:
         _check_names(folder, frozenset(limits))
-        return {name: read_plain(folder, name, *limits[name]) for name in sorted(limits)}
+        files = {
+            name: stack.enter_context(open_plain(folder, name, *limits[name], share))
+            for name in sorted(limits)
+        }
+        if share:
+            _share(folder)
+        yield files
+        for file in files.values():
+            file.check_unchanged()
 
 
 def size_limits(plan: ReleasePlan) -> dict[str, tuple[int, int]]:
@@ -69,6 +159,13 @@ def folder_of(directory: Path) -> Iterator[int]:
         os.close(folder)
 
 
+def _share(folder: int) -> None:
+    try:
+        os.fchmod(folder, 0o755)
+    except OSError as error:
+        raise Finding("guard.directory", _why(error)) from None
+
+
 def _check_names(folder: int, planned: frozenset[str]) -> None:
     seen: set[str] = set()
     try:
@@ -84,27 +181,44 @@ def _check_names(folder: int, planned: frozenset[str]) -> None:
         raise Finding("guard.missing_file", f"{missing[0]} is in the plan and not in the folder")
 
 
-def read_plain(folder: int, name: str, smallest: int, largest: int) -> bytearray:
-    """The bytes of `name`, one plain file of `smallest` to `largest` bytes beneath the open `folder`.
+@contextmanager
+def open_plain(
+    folder: int, name: str, smallest: int, largest: int, share: bool = False
+) -> Iterator[PlainFile]:
+    """`name`, one plain file of `smallest` to `largest` bytes beneath the open `folder`.
 
     Raises:
-        Finding: a link, special file, hole, attribute, wrong size or a change while reading.
+        Finding: a link, special file, hole, attribute or wrong size.
     """
-    try:
-        # O_PATH first: it opens nothing, so a FIFO can't block and a device is not touched.
-        with _beneath(folder, name, os.O_PATH) as probe:
-            before = os.fstat(probe)
-            _check_plain(before, name)
-        with _beneath(folder, name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY) as handle:
+    with ExitStack() as stack:
+        try:
+            # O_PATH first: it opens nothing, so a FIFO can't block and a device is not touched.
+            with _beneath(folder, name, os.O_PATH) as probe:
+                before = os.fstat(probe)
+                _check_plain(before, name)
+            handle = stack.enter_context(_beneath(folder, name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY))
             if _identity(os.fstat(handle)) != _identity(before):
                 raise Finding("guard.changed", f"{name} was replaced")
             _check_contents(handle, name, before.st_size, smallest, largest)
-            data = _read(handle, before.st_size)
-            if _identity(os.fstat(handle)) != _identity(before) or len(data) != before.st_size:
-                raise Finding("guard.changed", f"{name} changed while it was read")
-            return data
-    except OSError as error:
-        raise Finding(_CODES.get(error.errno or 0, "guard.unreadable"), f"{name}: {_why(error)}") from None
+            if share:
+                os.fchmod(handle, 0o444)
+                before = os.fstat(handle)
+        except OSError as error:
+            code = _CODES.get(error.errno or 0, "guard.unreadable")
+            raise Finding(code, f"{name}: {_why(error)}") from None
+        yield PlainFile(name, handle, before.st_size, _identity(before))
+
+
+def read_plain(folder: int, name: str, smallest: int, largest: int) -> bytes:
+    """The bytes of a small file, opened by `open_plain`.
+
+    Raises:
+        Finding: as `open_plain`, or it changed.
+    """
+    with open_plain(folder, name, smallest, largest) as file:
+        data = part(file, 0, file.size)
+        file.check_unchanged()
+    return data
 
 
 def _check_plain(status: os.stat_result, name: str) -> None:
@@ -139,19 +253,6 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
         *(status.st_dev, status.st_ino, status.st_mode, status.st_nlink),
         *(status.st_size, status.st_mtime_ns, status.st_ctime_ns),
     )
-
-
-def _read(handle: int, size: int) -> bytearray:
-    data = bytearray(size)
-    view, done = memoryview(data), 0
-    while done < size:
-        got = os.readv(handle, [view[done : done + _CHUNK]])
-        if got == 0:
-            break
-        done += got
-    view.release()
-    del data[done:]
-    return data
 
 
 @contextmanager

@@ -37,13 +37,18 @@ class ReleasedFile(Model):
 
 
 class Transform(Model):
-    """What was done to one tensor; `largest_error` is the greatest absolute change that rounding made."""
+    """What was done to one tensor.
+
+    `largest_error` is the greatest absolute change that rounding made; `noise_std` is the standard deviation
+    of what was added before it, 0 for none.
+    """
 
     tensor: str
     dtype: str
     released_as: str
     clipped: int
     largest_error: float
+    noise_std: float = 0.0
 
 
 class GuardReport(Model):

@@ -8,14 +8,14 @@ from rapha.spec.refusals import Refused
 from rapha.spec.reported import Reported, ReportedField, SelfReportedPlan
 
 
-def rebuild(data: bytearray, plan: SelfReportedPlan) -> dict[str, Reported]:
+def rebuild(data: bytes, plan: SelfReportedPlan) -> dict[str, Reported]:
     """The planned fields' values, by name. Numbers out of range are clipped.
 
     Raises:
         Finding: any of check 6's codes.
     """
     try:
-        stated = canonical.loads(bytes(data), limit=plan.input_bytes)
+        stated = canonical.loads(data, limit=plan.input_bytes)
     except Refused as refusal:
         raise Finding("guard.report_json", refusal.detail) from None
     if not isinstance(stated, dict):

@@ -16,8 +16,9 @@ from typing import Any, Final
 
 from rapha.evidence import canonical
 from rapha.runtime.guard.codes import Finding
+from rapha.runtime.guard.reading import Source, part
 from rapha.spec.refusals import Refused
-from rapha.spec.release_plan import HEADER_LIMIT, ORDER, WIDTH, Dtype
+from rapha.spec.weights import HEADER_LIMIT, ORDER, WIDTH, Dtype
 
 Entry = tuple[str, Dtype, tuple[int, ...]]
 """Name, dtype and shape of one tensor."""
@@ -27,32 +28,40 @@ _STYLES: Final = ((",", ":"), (", ", ": "))
 _FIELDS: Final = frozenset({"dtype", "shape", "data_offsets"})
 
 
-def read(data: bytearray, expected: Sequence[Entry]) -> dict[str, memoryview]:
-    """The raw bytes of each expected tensor, by name: views into `data`, little-endian, C order.
+def read(source: Source, expected: Sequence[Entry]) -> dict[str, int]:
+    """Where the bytes of each expected tensor begin, by name: little-endian, C order, as long as planned.
 
     Raises:
         Finding: any of check 2's codes.
     """
-    header, start = _split(data)
+    length = int.from_bytes(part(source, 0, 8), "little")
+    if source.size < 8 or not 2 <= length <= min(HEADER_LIMIT, source.size - 8):
+        raise Finding("guard.header", f"a header of {length} bytes does not fit")
+    start = 8 + length
+    begins = layout(part(source, 8, length), source.size - start, expected)
+    return {name: start + begin for name, begin in begins.items()}
+
+
+def layout(text: bytes, size: int, expected: Sequence[Entry]) -> dict[str, int]:
+    """Where the bytes of each expected tensor begin in the `size` bytes of data after the header `text`.
+
+    Raises:
+        Finding: any of check 2's codes.
+    """
+    header = _parsed(text)
     _check_names(header, expected)
-    size = len(data) - start
     wanted = {name: (dtype, shape) for name, dtype, shape in expected}
-    view, offset = memoryview(data).toreadonly()[start:], 0
-    tensors: dict[str, memoryview] = {}
+    begins: dict[str, int] = {}
+    offset = 0
     for name, value in header.items():
-        end = offset + _check_entry(name, value, *wanted[name], offset)
-        tensors[name] = view[offset:end]
-        offset = end
+        begins[name] = offset
+        offset += _check_entry(name, value, *wanted[name], offset)
     if offset != size:
         raise Finding("guard.coverage", f"the tensors need {offset} bytes of data, the file has {size}")
-    return tensors
+    return begins
 
 
-def _split(data: bytearray) -> tuple[dict[str, Any], int]:
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or not 2 <= length <= min(HEADER_LIMIT, len(data) - 8):
-        raise Finding("guard.header", f"a header of {length} bytes does not fit")
-    text = bytes(data[8 : 8 + length])
+def _parsed(text: bytes) -> dict[str, Any]:
     plain = text.rstrip(b" ")
     if len(text) - len(plain) > _PADDING:
         raise Finding("guard.header", f"more than {_PADDING} spaces after the header")
@@ -64,7 +73,7 @@ def _split(data: bytearray) -> tuple[dict[str, Any], int]:
         raise Finding("guard.header", "the header is not an object")
     if plain not in (json.dumps(header, separators=style).encode() for style in _STYLES):
         raise Finding("guard.header", "the header is not written in either plain JSON style")
-    return header, 8 + length
+    return header
 
 
 def _check_names(header: dict[str, Any], expected: Sequence[Entry]) -> None:

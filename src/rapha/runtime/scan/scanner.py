@@ -25,6 +25,7 @@ from rapha.runtime.scan.scripts import read as read_script
 from rapha.runtime.scan.shell import MAX_SCRIPT
 from rapha.runtime.scan.standins import Standins
 from rapha.runtime.scan.starts import follow
+from rapha.spec.private import PREDICT, TRAIN
 from rapha.spec.refusals import REGISTRY
 
 MAX_FINDINGS: Final = 1000
@@ -255,7 +256,9 @@ class _Blobs(Mapping[str, Blob]):
 
 
 def _argvs(image: Image) -> list[tuple[str, ...]]:
-    return [image.entrypoint, *([image.predict] if image.predict is not None else [])]
+    # The hospital's own program is no file of the image: only a private job may name it, and shows no image.
+    commands = (image.entrypoint, *([image.predict] if image.predict is not None else []))
+    return [argv for argv in commands if argv not in (TRAIN, PREDICT)]
 
 
 def _finding(note: Note, path: str, severity: Severity) -> Finding:

@@ -18,9 +18,11 @@ allow if {
 	consent_recorded
 	dataset_offered
 	document_complete
+	kind_within
 	network_absent
 	outputs_within
 	purpose_agreed
+	reviews_enough
 	scan_acceptable
 }
 

@@ -7,7 +7,7 @@ import data.rapha.admission
 codes := {reason.code | some reason in admission.deny}
 
 test_allow_complete if {
-	admission.allow with input.job.kind as "evaluate"
+	admission.allow with input.job.kind as "train"
 }
 
 test_allow_null_as_present if {

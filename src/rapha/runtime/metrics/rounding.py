@@ -1,0 +1,63 @@
+"""How fine a number is told, and its interval."""
+
+from __future__ import annotations
+
+import math
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from rapha.spec.release_plan import METRIC_DECIMALS, TRUSTED_METRICS, TrustedMetric
+
+_FINEST: Final = 10.0**-METRIC_DECIMALS
+_STEPS: Final = tuple(sorted(1 / n for n in range(1, 1001) if 1000 % n == 0))
+"""Thousandths that divide 1, so that it can be told: 0.001, 0.002, 0.004 … 0.5, 1."""
+
+_INTERVAL_STEP: Final = 0.01
+
+
+class Told(NamedTuple):
+    """A value as it may leave, and the step that it is told in."""
+
+    value: float
+    step: float
+
+
+def published(name: TrustedMetric, value: float) -> float:
+    """`value` in the range that the plan prices, at 3 decimals."""
+    low, high = TRUSTED_METRICS[name]
+    return round(min(max(value, low), high), METRIC_DECIMALS) + 0.0
+
+
+def coarse(name: TrustedMetric, value: float, grain: float, generator: np.random.Generator) -> Told:
+    """`value` in steps no finer than `grain`, up or down at random, right on average.
+
+    The steps are few (1, 2, 5 and their like): `grain` itself would tell how many patients a class has.
+
+    Args:
+        grain: at least 0.001.
+    """
+    low, high = TRUSTED_METRICS[name]
+    value, least = min(max(value, low), high), grain * (1 - 1e-9)
+    if (low, high) == (0, 1):
+        step = next(step for step in _STEPS if step >= min(least, 1))
+    else:
+        power = 10.0 ** math.floor(math.log10(least))
+        step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if step >= least)
+    return Told(step * math.floor(value / step + generator.random()), step)
+
+
+def widened(name: TrustedMetric, distance: float, step: float) -> float:
+    """How far an end of the interval is told to be from its value: `distance`, rounded up.
+
+    An end may depend on one patient more than the value does. Told behind the value, in steps no finer than
+    its own, of 0.01 or for a quantity two significant digits, it doesn't: where no patient carries more than
+    a share of the value, one moves the distance by a fraction of a step.
+    """
+    low, high = TRUSTED_METRICS[name]
+    if (low, high) == (0, 1):
+        unit = _INTERVAL_STEP * math.ceil(step / _INTERVAL_STEP - 1e-9)
+    else:
+        unit = max(step, 10.0 ** (math.floor(math.log10(max(distance, _FINEST))) - 1))
+    times = max(1, math.ceil(distance / unit - 1e-9))
+    return round(min(times * unit, high), METRIC_DECIMALS)
