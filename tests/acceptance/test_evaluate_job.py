@@ -29,11 +29,15 @@ from rapha.researcher.signing import SignedJob
 from rapha.runtime import base_model
 from rapha.spec.refusals import REGISTRY, Refused
 from rapha.spec.units import parse_bytes
+from rapha.testing import forge
 from rapha.testing import stack as stacks
+from rapha.testing.forge import Forgery
 from rapha.testing.killer import KILLER
 from rapha.testing.stack import Delivered, Stack
 
 BUCKET = 10
+RECORDS = 7874
+"""Of the dataset."""
 READ_ALL = """
 import numpy as np
 from rapha_trainer import RaphaDataLoader, release
@@ -98,6 +102,7 @@ def test_every_gate_passed_and_the_bundle_verifies(running: Stack, evaluated: De
     assert result.ok, result.steps
     base = running.world.project.load().model.base
     assert any(f"SHA-256 {base}" in line for line in result.proves)
+    assert not any("rebuilt" in line for line in result.proves), "nothing was"
 
 
 def test_only_the_metrics_left(running: Stack, evaluated: Delivered) -> None:
@@ -123,7 +128,8 @@ def test_exactly_the_held_out_records_were_counted(running: Stack, evaluated: De
     (counted,) = entries(running, evaluated.job, "counted")
     funnel = receipt(evaluated)["dataset"]["funnel"]
     assert funnel["used"] == counted["records"] - counted["records"] % BUCKET
-    assert counted["records"] < 0.25 * funnel["matched"], "a fifth of the patients is held out"
+    assert counted["records"] < 0.25 * RECORDS, "a fifth of the patients is held out"
+    assert funnel["matched"] < counted["records"] + BUCKET, "nobody else is counted"
 
 
 def test_the_report_says_that_nothing_was_trained(
@@ -138,6 +144,55 @@ def test_the_report_says_that_nothing_was_trained(
     assert "nothing was trained, and the model did not leave" in html
     assert "that weights encode patient data" not in html
     assert "No weights left" in html
+
+
+def _passed(n: int) -> Callable[[dict[str, Any]], None]:
+    def change(parts: dict[str, Any]) -> None:
+        next(c for c in parts["guard"]["checks"] if c["n"] == n)["verdict"] = "pass"
+
+    return change
+
+
+def _weights_too(parts: dict[str, Any]) -> None:
+    parts["guard"]["released"].append({"name": "model.safetensors", "sha256": "0" * 64, "bytes": 8})
+
+
+def _more_checks(parts: dict[str, Any]) -> None:
+    parts["guard"]["checks"].append({"n": 8, "id": "leakage", "verdict": "pass"})
+
+
+PROMISED = {
+    **{"epsilon": 1.0, "delta": 1e-6, "unit": "patient", "mechanism": "dp-sgd", "noise_multiplier": 1.0},
+    **{"sample_rate": 0.1, "steps": 10, "clip": 1.0, "accountant": "rdp"},
+}
+FORGERIES = (
+    Forgery("called a training", "receipt", receipt=lambda r: r["job"].update(kind="train")),
+    *(Forgery(f"check {n} told as passed", "guard", sections=_passed(n)) for n in range(1, 8)),
+    Forgery("a leakage test told as passed", "guard", sections=_more_checks),
+    Forgery(
+        "a model that left",
+        "guard",
+        sections=_weights_too,
+        subjects=lambda s: s.update(
+            {"artifact:model.safetensors": "0" * 64, "ciphertext:model.safetensors": "0" * 64}
+        ),
+    ),
+    Forgery("a narrower release", "guard", receipt=lambda r: r.update(released="metrics")),
+    Forgery("a guarantee", "guard", receipt=lambda r: r.update(guarantee=PROMISED)),
+    Forgery("a better number", "surface", sections=lambda p: p["surface"]["metrics"].update(auroc=0.99)),
+    Forgery("a number not planned", "surface", sections=lambda p: p["surface"]["metrics"].update(rmse=0.5)),
+)
+
+
+def test_a_node_that_lies_about_an_evaluation_is_caught(running: Stack, evaluated: Delivered) -> None:
+    missed = {}
+    for forgery in (forge.NOTHING, *FORGERIES):
+        data = forge.by_the_node(running.world, evaluated.bundle, forgery)
+        result = verify(data, running.trust, datetime.now(UTC))
+        step = next((s.id for s in result.steps if s.verdict == "fail"), "")
+        if step != forgery.step:
+            missed[forgery.name] = step
+    assert not missed
 
 
 @dataclass(frozen=True)

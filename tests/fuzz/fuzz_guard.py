@@ -86,6 +86,7 @@ class Room:
         report = inspect(self.given, plan, self.made)
         assert GuardReport.parse(canonical.loads(canonical.dumps(report.dump()))) == report
         released = {path.name: path.read_bytes() for path in self.made.iterdir()}
+        assert report.agrees_with(plan)
         assert report.ok == bool(released)
         assert report.ok == (report.code is None)
         if not report.ok:

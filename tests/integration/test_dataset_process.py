@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rapha.node.datasets import control, frames
+from rapha.node.datasets import control, frames, wire
 from rapha.node.datasets.client import DatasetProcess
 from rapha.node.datasets.pseudonyms import HospitalKey
 from rapha.spec import cohort
 from rapha.spec.dataset import DatasetManifest, Field, Provenance, Target
-from rapha.spec.disclosure import Price
+from rapha.spec.disclosure import Caps, Price
 from rapha.spec.refusals import REGISTRY, Refused
 from rapha.spec.subgroups import Subgroup
 from rapha.testing.hospital import write_breast_fna, write_flchain, write_table
@@ -152,6 +152,24 @@ def test_a_job_from_resolve_to_trusted_metrics(fna: Hospital, process: DatasetPr
     assert process.score(path, ("auroc",))["auroc"] == scored["auroc"]
 
 
+def test_another_job_that_asks_the_same_is_told_the_same(fna: Hospital, log: IO[bytes]) -> None:
+    """Its records come in another order."""
+    told, orders = [], []
+    for job_id in ("ab" * 32, "cd" * 32):
+        with DatasetProcess(log) as process:
+            journal = str(fna.root / f"{job_id}.journal")
+            process.resolve(fna.request(job_id=job_id, journal_path=journal))
+            process.prepare()
+            process.reserve(PRICE)
+            with process.serve("test") as job:
+                orders.append(read(job, "test")["worst_perimeter"])
+            risk = 1 / (1 + np.exp(-(orders[-1] - 110) / 10))
+            told.append(process.score(risk.astype("<f4").tobytes(), ("auroc", "brier", "roc")))
+    one, other = orders
+    assert not np.array_equal(one, other) and np.array_equal(np.sort(one), np.sort(other))
+    assert told[0] == told[1] and "brier.low" in told[0]
+
+
 def test_subgroups_are_measured_apart(tmp_path: Path, process: DatasetProcess) -> None:
     HospitalKey.create(tmp_path / "phi.key")
     flchain = Hospital(tmp_path, write_flchain(tmp_path))
@@ -176,6 +194,23 @@ def test_subgroups_are_measured_apart(tmp_path: Path, process: DatasetProcess) -
     assert scored["brier@sex=0"] < scored["brier"] < scored["brier@sex=1"]
 
 
+def test_a_subgroup_that_the_ledger_does_not_admit_is_not_measured(
+    tmp_path: Path, process: DatasetProcess
+) -> None:
+    HospitalKey.create(tmp_path / "phi.key")
+    written = write_flchain(tmp_path)
+    manifest = written.model_copy(update={"disclosure": Caps(cohorts=2)})  # everybody, and one subgroup
+    flchain = Hospital(tmp_path, manifest)
+    asked = Subgroup.parse({"field": "sex", "values": [0, 1]})
+    process.resolve(flchain.request(subgroups=(asked,), max_records=10**4))
+    process.prepare()
+    process.reserve(PRICE)
+    with process.serve("test") as job:
+        rows = len(read(job, "test")["sex"])
+    scored = process.score(np.full(rows, 0.1, "<f4").tobytes(), ("brier",))
+    assert {key.partition(".")[0] for key in scored} == {"brier", "brier@sex=0"}
+
+
 def test_a_score_beyond_its_deadline_ends_the_process(
     fna: Hospital, process: DatasetProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +231,7 @@ def test_no_order_gives_the_labels_away(fna: Hospital, process: DatasetProcess) 
     # The file begins with malignant cases; a job that predicts by position must not profit.
     count = process.resolve(fna.request()).test_records
     process.prepare()
+    process.reserve(PRICE)
     falling = np.linspace(1, 0, count, dtype="<f4").tobytes()
     assert 0.3 < process.score(falling, ("auroc",))["auroc"] < 0.7
 
@@ -257,6 +293,7 @@ def test_predictions_that_do_not_fit_refuse(
 ) -> None:
     count = process.resolve(fna.request()).test_records
     process.prepare()
+    process.reserve(PRICE)
     if len(predictions) == 4 * count:
         predictions += b"\x00" * 4
     with pytest.raises(Refused, match=r"job\.outputs"):
@@ -266,6 +303,7 @@ def test_predictions_that_do_not_fit_refuse(
 def test_predictions_that_are_no_file_refuse(fna: Hospital, process: DatasetProcess) -> None:
     process.resolve(fna.request())
     process.prepare()
+    process.reserve(PRICE)
     (fna.root / "link").symlink_to(fna.root / "phi.key")
     os.mkfifo(fna.root / "fifo")
     for name in ("link", "fifo", "absent", "records"):
@@ -289,6 +327,7 @@ def test_no_canary_leaves(canaries: Hospital, log: IO[bytes]) -> None:
                 said.append(str(refused))
         process.resolve(canaries.request())
         said.append(repr(process.prepare()))
+        said.append(repr(process.reserve(PRICE)))
         said.append(repr(process.usage()))
         for data in (b"", b"x"):
             with pytest.raises(Refused) as caught:
@@ -320,7 +359,7 @@ def test_a_defect_is_logged_by_its_place_and_never_its_words(
         monkeypatch.setattr(answering.session, "resolve", broken)
         written: list[str] = []
         monkeypatch.setattr("sys.stderr.write", written.append)
-        answering._answer(control.request_frame(canaries.request()), None)
+        answering._answer(wire.request_frame(canaries.request()), None)
         frame, _ = frames.receive(ours)
         answering.session.close()
     assert frame["refused"]["code"] == "node.internal" and CANARY not in str(frame)

@@ -147,6 +147,13 @@ def test_a_shadow_is_served_no_label_of_the_held_out_split(process: DatasetProce
         assert LABEL not in read(process.serve("audit", shadow), "test")
 
 
+def test_a_job_that_left_the_held_out_split_unread_is_not_handed_it_here(process: DatasetProcess) -> None:
+    train = read(process.serve("train"), "train")
+    found = process.audit()
+    assert (found.verdict, found.non_members, found.narrowed) == ("not_resolvable", 0, True)
+    assert len(inputs(read(process.serve("audit"), "test"))) == len(train[LABEL])
+
+
 def test_the_audit_comes_after_training_and_in_order(process: DatasetProcess) -> None:
     for early in (
         lambda: process.serve("audit"),

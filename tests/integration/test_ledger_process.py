@@ -148,6 +148,7 @@ def test_nothing_is_served_before_it_was_charged_nor_after_it_was_settled(site: 
         data.prepare()
         with pytest.raises(Refused, match=r"policy\.conflict"):
             data.serve("train")
+        _measures_nothing(data)
         data.reserve(PRICE)
         with pytest.raises(Refused, match=r"policy\.conflict"):
             data.reserve(PRICE)
@@ -155,11 +156,26 @@ def test_nothing_is_served_before_it_was_charged_nor_after_it_was_settled(site: 
         data.settle(5, "nothing")
         with pytest.raises(Refused, match=r"policy\.conflict"):
             data.serve("test")
+        _measures_nothing(data)
     with DatasetProcess() as data:
         data.resolve(site.request(ALL, ledger=None))
         data.prepare()
         with pytest.raises(Refused, match=r"policy\.conflict"):
             data.reserve(PRICE)
+
+
+def _measures_nothing(data: DatasetProcess) -> None:
+    for ask in (
+        lambda: data.score(b"", ("auroc",)),
+        lambda: data.observe(None, b""),
+        data.audit,
+    ):
+        with pytest.raises(Refused) as refused:
+            ask()
+        assert (refused.value.code, "before the ledger is charged" in refused.value.detail) == (
+            "policy.conflict",
+            True,
+        )
 
 
 def test_a_cap_that_is_reached_is_told_at_gate_5(site: Site) -> None:
@@ -168,6 +184,21 @@ def test_a_cap_that_is_reached_is_told_at_gate_5(site: Site) -> None:
     with DatasetProcess() as data, pytest.raises(Refused) as refused:
         data.resolve(site.request(ALL))
     assert refused.value.code == "budget.disclosure" and "bits" in refused.value.detail
+
+
+def test_what_a_job_asks_is_counted_and_refused_in_the_end_whatever_the_records_are(site: Site) -> None:
+    """Else each refusal would be one exact bit about who matches, as many times as anybody likes."""
+    site.manifest = site.manifest.model_copy(update={"disclosure": Caps(feasibility=3)})
+    site.run(below(13.0))
+    site.refused(site.request(below(13.03)), site.request(below(13.03)), site.request(below(0.0)))
+    same = {"not": {"field": "mean_radius", "gte": 13.0}}  # the people of the first job in other words
+    for text, changes in ((same, {}), (below(7.0), {}), (ALL, {}), (below(13.0), {"max_records": 99})):
+        with DatasetProcess() as data, pytest.raises(Refused) as refused:
+            data.resolve(site.request(text, **changes))
+        assert refused.value.code == "budget.disclosure" and "feasibility" in refused.value.detail
+    site.refused(site.request(below(13.03)))
+    site.run(below(13.0))
+    assert site.shown().feasibility.left == 0
 
 
 def test_a_killed_process_stays_charged_at_its_worst(site: Site) -> None:
@@ -204,6 +235,9 @@ def test_the_command_line_knows_an_older_copy(site: Site, capsys: pytest.Capture
         assert run(["node", "ledger", "check", dataset, *node]) == 0
         page = site.root / "ledger.html"
         assert run(["node", "ledger", "show", dataset, *node, "--html", str(page)]) == 0
+        assert (
+            run(["node", "ledger", "show", dataset, *node, "--html", str(site.root / "no" / "p.html")]) == 3
+        )
         html = page.read_text()
         assert "demo-ai" in html and "<script" not in html and "fna-" not in html.replace("breast-fna", "")
         capsys.readouterr()

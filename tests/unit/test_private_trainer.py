@@ -229,6 +229,47 @@ def test_what_moves_the_weights_is_the_clipped_sum_and_noise_of_sigma_times_clip
 # The bound on one patient
 
 
+@pytest.mark.parametrize("at_once", [2, 7, 64])
+@pytest.mark.parametrize("kind", ["mlp", "head"])
+def test_weights_made_to_show_rounding_show_nobody_elses_records(kind: str, at_once: int) -> None:
+    """The submitter's own weights: a layer in which all but the last bit cancels, and that is made large.
+    In a batch those bits depend on how many others there are: one patient would turn everybody's gradient."""
+    width, people, outputs = 33, 40, 8
+    net = Net("mlp", (outputs,), "relu", frozen=kind == "head")
+    given = dataclasses.replace(PLAIN, net=net, inputs=(Input("x", (width,), 0.0, 1.0),), at_once=at_once)
+    generator = np.random.default_rng(3)
+    features = generator.normal(size=(people, width)).astype(np.float32)
+    features[:, 16:32] = features[:, 15::-1]
+    model = models.build(given)
+    half = torch.from_numpy(generator.normal(size=(outputs, 16)).astype(np.float32)) * 1e8
+    with torch.no_grad():
+        cancelling = torch.cat([half, -half.flip(1), torch.zeros(outputs, 1)], dim=1)
+        model.get_parameter("body.0.weight").copy_(cancelling)
+    below, top = (model.body, model.head) if net.frozen else (torch.nn.Identity(), model)
+    read = reader(features, np.ones(people, np.float32))
+
+    def rows(indices: NDArray[np.int64]) -> list[Tensor]:
+        pieces = [training._gradients(given, below, top, *piece) for piece in read(given, indices)]
+        return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
+
+    everybody, rest = rows(np.arange(people)), rows(np.arange(1, people))
+    assert any(part.abs().max() > 0 for part in everybody)
+    assert all(torch.equal(whole[1:], part) for whole, part in zip(everybody, rest, strict=True))
+
+
+def test_per_record_gradients_are_those_of_opacus() -> None:
+    given, (features, labels) = made("cnn"), data(9, "cnn")
+    model = models.build(given)
+    (piece,) = reader(features, labels)(given, np.arange(9))
+    rows = training._gradients(given, torch.nn.Identity(), model, *piece)
+    wrapped = GradSampleModule(model, batch_first=True, loss_reduction="sum")
+    inputs = piece[0].clone().requires_grad_()
+    batches.losses(given, wrapped(inputs), piece[1]).backward()  # type: ignore[no-untyped-call]
+    for row, parameter in zip(rows, wrapped.parameters(), strict=True):
+        torch.testing.assert_close(row, parameter.grad_sample, atol=1e-5, rtol=1e-4)
+    wrapped.to_standard_module()
+
+
 @pytest.mark.parametrize("kind", NETS)
 def test_per_record_gradients_are_those_of_each_record_alone(kind: str) -> None:
     given, (features, labels) = made(kind), data(9, kind)

@@ -39,7 +39,7 @@ def inspect(
     Exit codes: 0 yes; 1 no; 2 the call or the plan is wrong; 3 could not find out.
     """
     release_plan = _plan(plan)
-    if not directory.is_dir():
+    if not _is_folder(directory):
         leave(WRONG_CALL, f"{directory} is not a folder")
     if in_use(out):
         leave(WRONG_CALL, f"{out} is not an empty or new folder")
@@ -51,6 +51,13 @@ def inspect(
             emit(f"{file.sha256}  {file.name}")
     _say(report)
     raise SystemExit((OK if report.ok else NO) if report.decided else UNKNOWN)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long, a folder of somebody else
+        return False
 
 
 def _plan(path: Path) -> ReleasePlan:

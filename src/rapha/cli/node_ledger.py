@@ -33,7 +33,10 @@ def show(
 
     manifest, shown = _shown(work, dataset)
     if html is not None:
-        html.write_text(page.render(manifest, shown), encoding="utf-8")
+        try:
+            html.write_text(page.render(manifest, shown), encoding="utf-8")
+        except OSError as error:
+            leave(UNKNOWN, f"{html}: {error.strerror}")
         say(f"written to {html}")
     if as_json:
         emit_json(shown.dump())

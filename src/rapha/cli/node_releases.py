@@ -10,7 +10,7 @@ import typer
 from rapha.cli.exits import UNKNOWN, WRONG_CALL, emit, emit_json, leave, say
 from rapha.evidence.keys import SigningKey
 from rapha.node import config as configs
-from rapha.node.desk import Desk
+from rapha.node.desk import LEAST_PREFIX, Desk
 from rapha.node.disclosure.page import Page, read
 from rapha.spec.refusals import Refused
 from rapha.spec.verdicts import Verdict
@@ -30,7 +30,7 @@ def list_releases(work: Work, as_json: Json = False) -> None:
         emit_json({"requests": found})
         return
     for request in found:
-        page = read(request["shown"])
+        page = _page(request["job"], request["shown"])
         answered = f"{len(request['answered'])} of {page.required} signed"
         emit(f"{request['job']}  {page.name} of {page.company_id}: {page.release.bits:,} bits, {answered}")
     if not found:
@@ -46,8 +46,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """The disclosure report of one job, made anew from the data that a signature would cover."""
-    _, shown = _desk(work).asked(job, "review")
-    page = read(shown)
+    page = _page(*_desk(work).asked(job, "review"))
     if html is not None:
         from rapha.node.disclosure.html import render as as_html
 
@@ -80,16 +79,25 @@ def sign(
     """Sign a disclosure report with your own key: release what was planned, unless you say otherwise."""
     if metrics_only and refuse:
         leave(WRONG_CALL, "--metrics-only and --refuse are two verdicts")
+    if 0 < len(page) < LEAST_PREFIX:
+        leave(WRONG_CALL, f"--page: the first {LEAST_PREFIX} characters of the digest, or more")
     verdict: Verdict = "refuse" if refuse else "metrics-only" if metrics_only else "release"
     desk = _desk(work)
-    job_id, shown = desk.asked(job, "review")
-    asked = read(shown)
+    asked = _page(*desk.asked(job, "review"))
     if not asked.digest.startswith(page.lower()):
         raise Refused("policy.approval_invalid", f"the page that waits is {asked.digest[:16]}…, not this one")
     signing = SigningKey.load(key)
     name = _reviewer(asked, signing)
-    desk.answer(job_id, "review", signing, verdict)
+    desk.answer(asked.job, "review", signing, verdict, seen=asked.digest)
     say(f"{name} signed {verdict!r} for {asked.name}, page {asked.digest[:16]}…")
+
+
+def _page(job: str, shown: Any) -> Page:
+    """The page that is shown for `job`. Raises `Refused` (`policy.approval_invalid`, `schema.*`)."""
+    page = read(shown)
+    if page.job != job:
+        raise Refused("policy.approval_invalid", "the page is about another job than the one that asks")
+    return page
 
 
 def _reviewer(page: Page, key: SigningKey) -> str:

@@ -92,33 +92,30 @@ class Desk:
                 readable, or shows something else than would be signed.
         """
         # A name, never a path: what is listed is compared, nothing is opened by what was typed.
-        found = [p for p in self.root.glob(f"*/{kind}.request.json") if p.parent.name.startswith(job)]
+        listed = _listed(self.root, f"*/{kind}.request.json")
+        found = [p for p in listed if p.parent.name.startswith(job)]
         if len(found) != 1 or len(job) < LEAST_PREFIX:
             many = f"{len(found)} requests begin like this" if found else f"no {kind} is asked for {job[:16]}"
             raise Refused("policy.not_found", many if len(job) >= LEAST_PREFIX else f"{many}; name it longer")
-        model: type[Approval | Review] = Approval if kind == "approval" else Review
         request = _read(found[0])
-        claims = model.parse(request["claims"], kind)
-        _check_shown(claims, request["shown"])
-        if claims.job != found[0].parent.name:
-            raise Refused("policy.approval_invalid", "the request lies in another job's folder")
-        return claims.job, request["shown"]
+        return request["job"], request["shown"]
 
-    def answer(self, job: str, kind: Kind, key: SigningKey, verdict: str) -> None:
-        """Sign the request as one person.
+    def answer(self, job: str, kind: Kind, key: SigningKey, verdict: str, *, seen: str | None = None) -> None:
+        """Sign the request as one person, who read what has the digest `seen` (None: what lies there now).
 
         Raises:
             Refused: `policy.not_found` if there is no such request, or no longer once it is signed;
                 `policy.approval_invalid` if it is not readable, or shows something else than would be
-                signed; `schema.field_invalid` for a verdict that it doesn't offer.
+                signed or than was seen; `schema.field_invalid` for a verdict that it doesn't offer.
         """
         path = self.root / job / f"{kind}.request.json"
         if not path.is_file():
             raise Refused("policy.not_found", f"no {kind} is asked for {job[:16]}…")
-        model: type[Approval | Review] = Approval if kind == "approval" else Review
         request = _read(path)
-        claims = model.parse({**request["claims"], "verdict": verdict}, kind)
-        _check_shown(claims, request["shown"])
+        claims = _MODELS[kind].parse({**request["claims"], "verdict": verdict}, kind)
+        # The request may have been swapped since it was shown: what is signed is what was read, or nothing.
+        if claims.job != job or claims.shown != (seen or claims.shown):
+            raise Refused("policy.approval_invalid", f"the {kind} that waits is not the one that was shown")
         if kind == "review" and verdict not in request["shown"].get("choices", ()):
             raise Refused("schema.field_invalid", f"verdict: {verdict} is not offered for this job")
         envelope = dsse.sign(
@@ -171,8 +168,17 @@ class Desk:
                 folder.unlink(missing_ok=True)
 
     def close(self, job: str, kind: Kind) -> None:
-        """Take the request off the desk: who signs from now on is told that it doesn't count."""
-        (self.root / job / f"{kind}.request.json").unlink(missing_ok=True)
+        """Take the request off the desk: who signs from now on is told that it doesn't count.
+
+        Raises:
+            Refused: `policy.approval_invalid` where what lies in its place can't be taken away.
+        """
+        try:
+            (self.root / job / f"{kind}.request.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise Refused(
+                "policy.approval_invalid", f"the request can't be closed: {error.strerror}"
+            ) from None
 
     def answers(
         self, expected: Claims, people: Sequence[Person], offered: Collection[str]
@@ -185,7 +191,7 @@ class Desk:
                 with a verdict that is not of `offered`.
         """
         keys, kind = [VerifyKey.from_text(p.key) for p in people], _kind(expected)
-        paths = sorted((self.root / expected.job).glob(f"{kind}.*.json"))
+        paths = sorted(_listed(self.root / expected.job, f"{kind}.*.json"))
         found = [self._answer(p, expected, keys) for p in paths if p.name != f"{kind}.request.json"]
         if any(a.claims.verdict == "refuse" for a in found):
             raise Refused("policy.approval_refused" if kind == "approval" else "policy.review_refused")
@@ -199,7 +205,7 @@ class Desk:
     def _answer(self, path: Path, expected: Claims, keys: Sequence[VerifyKey]) -> Answer[Claims]:
         kind = _kind(expected)
         try:
-            envelope = _envelope(path)
+            envelope = _loaded(path, MAX_ANSWER)
             statement = dsse.verify(envelope, keys, kind=kind, profile=self.profile, audience=self.node)
             claims = type(expected).parse(statement.predicate, kind)
         except Refused as refused:
@@ -226,8 +232,11 @@ def _kind(claims: Approval | Review) -> Kind:
     return "approval" if isinstance(claims, Approval) else "review"
 
 
-def _envelope(path: Path) -> Any:
-    """An answer's JSON. The folder is not trusted: it may hold anything, a FIFO that never ends included.
+_MODELS: Final[dict[Kind, type[Approval | Review]]] = {"approval": Approval, "review": Review}
+
+
+def _loaded(path: Path, limit: int) -> Any:
+    """A file's JSON. The folder is not trusted: it may hold anything, a FIFO that never ends included.
 
     Raises:
         Refused: `policy.approval_invalid`, or `schema.*` where it is not JSON.
@@ -239,10 +248,11 @@ def _envelope(path: Path) -> Any:
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise Refused("policy.approval_invalid", f"{path.name} is not a file")
-        data = os.read(fd, MAX_ANSWER + 1)
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            data = file.read(limit + 1)
     finally:
         os.close(fd)
-    return canonical.loads(data, limit=MAX_ANSWER)
+    return canonical.loads(data, limit=limit)
 
 
 def _listed(folder: Path, pattern: str) -> list[Path]:
@@ -262,15 +272,23 @@ def _written(path: Path) -> float:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A request, as `ask` wrote it. Raises `Refused` (`policy.approval_invalid`)."""
+    """A request, as `ask` wrote it: for this folder, and with claims that cover what it shows.
+
+    Raises:
+        Refused: `policy.approval_invalid`.
+    """
     try:
-        value = canonical.loads(path.read_bytes())
-    except (OSError, Refused) as error:
-        raise Refused("policy.approval_invalid", f"{path.name} is not readable: {error}") from None
-    if not isinstance(value, dict) or set(value) != {"job", "kind", "claims", "shown"}:
-        raise Refused("policy.approval_invalid", f"{path.name} is not a request")
-    if value["kind"] not in get_args(Kind) or not isinstance(value["claims"], dict):
-        raise Refused("policy.approval_invalid", f"{path.name} is not a request")
+        value = _loaded(path, canonical.MAX_BYTES)
+        if not isinstance(value, dict) or set(value) != {"job", "kind", "claims", "shown"}:
+            raise Refused("policy.approval_invalid", "it has other fields")
+        if value["kind"] not in get_args(Kind) or path.name != f"{value['kind']}.request.json":
+            raise Refused("policy.approval_invalid", "it is of another kind")
+        claims = _MODELS[value["kind"]].parse(value["claims"], "claims")
+        _check_shown(claims, value["shown"])
+    except Refused as refused:
+        raise Refused("policy.approval_invalid", f"{path.name}: {refused.detail}") from None
+    if not value["job"] == claims.job == path.parent.name:
+        raise Refused("policy.approval_invalid", f"{path.name} lies in another job's folder")
     return value
 
 

@@ -20,6 +20,8 @@ OPEN, COMMITTED, ENDED, CLOSED = "accepted", "committed", "ended", "closed"
 TRAINING = "training"
 LEDGERED = "ledgered"
 """How far the node saw a dataset's disclosure ledger."""
+LEDGER_TOLD = "ledger_told"
+"""The opening of a receipt's commitment to that."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ MAX_BYTES: Final = 2**33
 MAX_NAME: Final = 512
 """Characters of a tensor's name."""
 _FIELDS: Final = frozenset({"dtype", "shape", "data_offsets"})
+_NAMED: Final = 8
+"""Files that a refusal names: an image may hold hundreds of thousands, and the node's log keeps its words."""
 
 
 def find(files: Mapping[str, Path], digest: str) -> Path:
@@ -41,10 +43,10 @@ def find(files: Mapping[str, Path], digest: str) -> Path:
     digests = {name: _digest(name, files[name]) for name in sorted(files) if name.endswith(SUFFIX)}
     found = [name for name, other in digests.items() if other == digest]
     if not found:
-        there = "; ".join(f"{name} is {other}" for name, other in digests.items())
+        there = _named("; ", [f"{name} is {other}" for name, other in digests.items()])
         raise Refused("image.base_missing", f"no {SUFFIX} file is {digest}; {there or 'there is none'}")
     if len(found) > 1:
-        raise Refused("image.base_missing", f"the same file is there as {' and as '.join(found)}")
+        raise Refused("image.base_missing", f"the same file is there as {_named(' and as ', found)}")
     with _opened(found[0], files[found[0]]) as file:
         check(file)
     return files[found[0]]
@@ -120,6 +122,11 @@ def _span(name: str, entry: object) -> tuple[int, int]:
 def _counts(value: object) -> bool:
     # In Python True is 1, and a number with a point or beyond 2^53 would be a float here.
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+
+
+def _named(between: str, said: list[str]) -> str:
+    more = [f"{len(said) - _NAMED} more"] if len(said) > _NAMED else []
+    return between.join([*said[:_NAMED], *more])
 
 
 def _digest(name: str, path: Path) -> str:

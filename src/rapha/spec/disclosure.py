@@ -25,6 +25,8 @@ LEAST_MOST_TPR: Final = 0.01
 them, and lets more than 1% of strangers pass about once in 2,000 tests."""
 LEAST_SHADOWS: Final = 4
 """Two pairs of halves: everybody is in two of them and out of two."""
+ACCOUNTANT: Final = "rdp"
+"""The one that `Guarantee` knows: `rapha.spec.accountant` computes it again."""
 
 
 class LeakageTest(Model):
@@ -48,6 +50,8 @@ class LeakageTest(Model):
     def _enough_or_none(self) -> Self:
         if 0 < self.shadows < LEAST_SHADOWS:
             raise ValueError(f"shadows: 0, or {LEAST_SHADOWS} or more")
+        if self.most_tpr < 1 and not self.shadows:
+            raise ValueError("most_tpr: a limit without shadows would be kept by everything")
         return self
 
 
@@ -61,13 +65,14 @@ class Caps(Model):
         evaluations: jobs that are told trusted metrics of the fixed held-out split.
         cohorts: different sets of patients that jobs were trained or measured on.
         uses_per_patient: jobs that one patient's records were in.
-        feasibility: different cohorts whose counts were told.
+        feasibility: different questions about cohorts that were answered: counts told, or a job's cohort
+            accepted or refused.
     """
 
     bits: Count = 2**30
     epsilon: Epsilon = 0.0
     delta: Delta = 1e-5
-    evaluations: Annotated[int, Field(ge=0, le=10**6)] = 200
+    evaluations: Annotated[int, Field(ge=0, le=10**6)] = 50
     cohorts: Annotated[int, Field(ge=1, le=4096)] = 64
     uses_per_patient: Annotated[int, Field(ge=1, le=10**6)] = 200
     feasibility: Annotated[int, Field(ge=0, le=10**6)] = 500
@@ -155,6 +160,7 @@ class Leakage(Model):
         worst_tpr: its rate, or None.
         canaries: rate at which planted records were told from records left out, at 0.1% or None.
         shadows: models that were trained in time.
+        narrowed: whether the dataset has enough non-members, and the job asked for or read too few.
         reason: why there is no number.
     """
 
@@ -169,6 +175,7 @@ class Leakage(Model):
     worst_tpr: float | None = None
     canaries: float | None = None
     shadows: Count = 0
+    narrowed: bool = False
     reason: str = ""
 
     @model_validator(mode="after")

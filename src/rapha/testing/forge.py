@@ -102,6 +102,7 @@ FORGERIES: Final = (
     Forgery("nothing probed", "seal", receipt=_set("airgap", "probes", to={})),
     Forgery("a smaller covert bound", "guard", receipt=_set("covert_bound_bits", to=1)),
     Forgery("another cohort", "approval", receipt=_set("dataset", "cohort", to="0" * 64)),
+    Forgery("no word of the ledger", "receipt", receipt=lambda r: r["dataset"].pop("ledger")),
     Forgery("another manifest", "approval", receipt=_set("dataset", "manifest", to="0" * 64)),
     Forgery("a section not bound", "sections", receipt=_set("sections", "scan", to="0" * 64)),
     Forgery("a section left out", "sections", receipt=lambda r: r["sections"].pop("reviews")),

@@ -1,8 +1,8 @@
 """DP-SGD (Abadi et al. 2016), steps numbered as in docs/adr/0016.
 
 1. sample    each patient with the declared rate, and one record of theirs
-2. gradient  of each record's own loss, computed by itself: in a batch, how many others there are would show in
-             the last bits, and a submitter's frozen weights can make those the first
+2. gradient  of each record's own loss, computed by itself: in a batch, how many others there are would show
+             in the last bits, and a submitter's frozen weights can make those the first
 3. clip      each to the declared norm, and add them up
 4. noise     Gaussian, of standard deviation noise multiplier × clip, in every coordinate
 5. step      the noisy sum, divided by a public constant, goes to the optimizer

@@ -155,3 +155,40 @@ def test_a_changed_page_is_neither_shown_nor_signed(work: Path, capsys: pytest.C
     for command in (["show", JOB], ["sign", JOB, "--key", key]):
         assert releases(work, *command) == 1
         assert "policy.approval_invalid" in capsys.readouterr().err
+
+
+def test_a_page_is_named_by_enough_of_its_digest(work: Path) -> None:
+    page = waiting(work)
+    key = str(work.parent / "reviewer.pem")
+    assert releases(work, "sign", JOB, "--key", key, "--page", page.digest[:7]) == 2
+    assert len(list((desk(work).root / JOB).iterdir())) == 1, "the request alone"
+    assert releases(work, "sign", JOB, "--key", key, "--page", page.digest[:8]) == 0
+
+
+def test_the_command_on_the_page_signs_that_page_and_no_other(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waiting(work)
+    assert releases(work, "show", JOB) == 0
+    printed = next(line for line in capsys.readouterr().out.splitlines() if "--metrics-only" in line)
+    words = printed.split()[3:]
+    command = [str(work.parent / "reviewer.pem") if word == "KEY" else word for word in words]
+    waiting(work, patients="up to 20")
+    assert releases(work, *command) == 1
+    assert "policy.approval_invalid" in capsys.readouterr().err
+    waiting(work)
+    assert releases(work, *command) == 0
+    assert signed(work)["verdict"] == "metrics-only"
+
+
+def test_a_page_about_another_job_is_neither_listed_nor_shown_nor_signed(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = waiting(work)
+    other = {**page.dump(), "job": "cd" * 32}
+    asked = Review(job=JOB, verdict="release", report=page.report, shown=canonical.digest(other))
+    desk(work).ask(asked, other)
+    key = str(work.parent / "reviewer.pem")
+    for command in (["list"], ["show", JOB], ["sign", JOB, "--key", key]):
+        assert releases(work, *command) == 1
+        assert "policy.approval_invalid" in capsys.readouterr().err

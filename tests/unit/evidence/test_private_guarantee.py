@@ -47,7 +47,8 @@ def test_a_kept_promise_is_among_what_is_proved() -> None:
 
 
 def test_a_promise_beyond_what_was_asked_for_is_kept_too() -> None:
-    check_guarantee(case(ASKED, PROMISED.model_copy(update={"epsilon": 2.0, "delta": 1e-9})))
+    more = {"epsilon": 2.0, "delta": 1e-9, "noise_multiplier": 3.0}
+    check_guarantee(case(ASKED, PROMISED.model_copy(update=more)))
 
 
 def test_a_job_with_code_of_its_own_proves_nothing_of_the_kind() -> None:
@@ -77,6 +78,13 @@ BAD: dict[str, tuple[PrivateTraining | None, dict[str, Any] | None]] = {
     "another share": (ASKED, {"sample_rate": 0.04}),
     "another clip": (ASKED, {"clip": 1.0}),
     "another mechanism": (ASKED, {"mechanism": "laplace"}),
+    "another accountant": (ASKED, {"accountant": "believe-me"}),
+    "a promise beyond what the noise keeps": (ASKED, {"epsilon": 2.0}),
+    "a promise of everything": (ASKED, {"epsilon": 0.0}),
+    "a delta of none": (ASKED, {"delta": 0.0}),
+    "too little noise": (ASKED, {"noise_multiplier": 1.3}),
+    "hardly any noise": (ASKED, {"noise_multiplier": 1e-9}),
+    "noise whose square is none": (ASKED, {"noise_multiplier": 5e-324}),
 }
 
 

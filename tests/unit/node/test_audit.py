@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rapha.node.datasets import control
+from rapha.node.datasets import control, wire
 from rapha.node.datasets.audit import Auditor
 from rapha.node.datasets.canaries import SHARE, Relabelled, choose, wrong_labels
 from rapha.node.datasets.pseudonyms import HospitalKey
@@ -45,6 +45,7 @@ class Case:
     test: NDArray[np.int64]
     target: Target = BINARY
     asked: LeakageTest = ASKED
+    held: int = 0
 
     def auditor(self, used: NDArray[np.int64] | None = None) -> Auditor:
         job = SimpleNamespace(
@@ -55,7 +56,8 @@ class Case:
             ),
             derive=lambda purpose: KEY.derive(purpose, "job"),
         )
-        ready = SimpleNamespace(store=self.store, train=self.train, test=self.test)
+        selection = SimpleNamespace(held=self.held)
+        ready = SimpleNamespace(store=self.store, train=self.train, test=self.test, selection=selection)
         every = np.arange(len(self.store)) if used is None else used
         return Auditor(cast(Any, job), cast(Any, ready), every)
 
@@ -289,6 +291,25 @@ def test_members_are_those_whose_records_the_meter_counted(small: Case) -> None:
     auditor.close()
 
 
+def test_non_members_are_those_whose_records_the_meter_counted(small: Case) -> None:
+    # Else a job whose prediction left the held-out split unread would be handed it here, uncounted.
+    auditor = small.auditor(np.concatenate([small.train, small.test[:20]]))
+    given = served(auditor.broker("audit", None), "test")["x"]
+    assert auditor.rows == len(given) == 600 + 20 and auditor.leakage().non_members == 10
+    assert set(given.tolist()) == set(range(310))
+    auditor.close()
+    assert small.auditor(small.train).leakage().non_members == 0
+
+
+@pytest.mark.parametrize(("held", "narrowed"), [(999, False), (1000, True)])
+def test_whether_the_job_or_the_dataset_left_too_few_non_members(
+    small: Case, held: int, narrowed: bool
+) -> None:
+    found = replace(small, held=held).auditor().leakage()
+    assert (found.verdict, found.narrowed) == ("not_resolvable", narrowed)
+    assert ("the dataset has more" in found.reason) == narrowed
+
+
 def test_a_job_that_was_given_nothing_to_train_on_has_no_members(small: Case) -> None:
     with pytest.raises(Refused) as refused:
         small.auditor(small.test)
@@ -366,6 +387,45 @@ def test_a_shadow_is_observed_once_and_only_if_it_read_its_records(small: Case) 
     auditor.close()
 
 
+@pytest.mark.parametrize("absurd", [1e4, 3e38])
+def test_a_shadow_that_diverged_is_left_out(large: Case, absurd: float) -> None:
+    # It would be half of the mean and all of the variance of whom it never saw, and so hide them.
+    auditor = replace(large, target=Target(label="label", positive=None)).auditor()
+    x = served(auditor.broker("audit", None), "test")["x"]
+    truth = np.asarray(column(large.store, "label", auditor._listed), np.float64)
+    noise = np.random.default_rng(3).normal(0, 1, (7, len(x)))
+
+    def predict(number: int, knows: NDArray[np.bool_]) -> NDArray[np.float32]:
+        return (truth + np.where(knows, 0, 3 + noise[number])).astype(np.float32)[:, None]
+
+    auditor.observe(None, predict(6, x < 1500))
+    for k in range(6):
+        half = served(auditor.broker("train", k), "train")["x"]
+        auditor.broker("audit", k)
+        if k == 2:
+            with pytest.raises(Refused) as refused:
+                auditor.observe(k, np.full((len(x), 1), absurd, np.float32))
+            assert refused.value.code == "job.outputs"
+            continue
+        told = predict(k, np.isin(x, half))
+        told[0] = absurd  # one patient may be strange to a shadow
+        auditor.observe(k, told)
+    found = auditor.leakage()
+    auditor.close()
+    assert found.shadows == 5 and found.tpr is not None and found.tpr > 0.5
+
+
+def test_shadows_of_a_model_that_is_as_sure_of_everybody_are_taken(small: Case) -> None:
+    auditor = replace(small, target=Target(label="label", positive=None)).auditor()
+    truth = column(small.store, "label", auditor._listed)
+    auditor.observe(None, truth[:, None])
+    served(auditor.broker("train", 0), "train")
+    auditor.broker("audit", 0)
+    auditor.observe(0, truth[:, None] + 100)
+    assert auditor.leakage().shadows == 1
+    auditor.close()
+
+
 def test_predictions_that_do_not_cover_the_classes_are_the_jobs_mistake(small: Case) -> None:
     made = replace(small, target=Target(label="label", positive=None))
     classes = TableStore(
@@ -432,6 +492,17 @@ def test_where_no_label_is_wrong_nobody_is_a_canary() -> None:
     assert np.array_equal(found.planted(labels), labels)
 
 
+def test_a_member_whose_wrong_label_would_be_their_own_is_no_canary() -> None:
+    patients = np.repeat(np.arange(200), 2)
+    labels = np.where(patients < 150, 0.0, patients.astype(np.float64))
+    quantity = Target(label="label", positive=None)
+    wrong = wrong_labels(labels, quantity)
+    assert wrong is not None and np.count_nonzero(wrong == labels) == 200  # equal ones, by the opposite rank
+    found = choose(np.arange(200), patients, labels, quantity, 1000, np.random.default_rng(0))
+    assert len(found.patients) == 200 // SHARE
+    assert not np.any(found.labels == labels[found.records])
+
+
 def test_a_relabelled_store_is_otherwise_the_same() -> None:
     notes = Ragged(np.arange(9.0), np.array([0, 2, 5, 9]))
     store = TableStore({"label": np.array([1.0, 2.0, 3.0]), "notes": notes}, np.arange(3), {"label"})
@@ -463,6 +534,12 @@ def test_subgroups_are_of_small_valued_fields_and_of_patients_whose_records_agre
         "sex=1": [False, True, False],
     }
     assert not [name for name in found if name.startswith(("constant", "image", "notes"))]
+    codes = np.array([20230101, 20230102, 20230103])
+    named = TableStore({"code": codes, "part": np.array([0.1, 1.0, 0.25], dtype=np.float32)}, np.arange(3))
+    assert set(subgroups(named, np.arange(3), np.arange(3))) == {
+        *(f"code={code}" for code in codes),
+        *("part=0.1", "part=0.25", "part=1"),
+    }
     wide = TableStore({"many": np.arange(MOST_VALUES + 1)}, np.arange(MOST_VALUES + 1))
     assert subgroups(wide, np.arange(MOST_VALUES + 1), np.arange(MOST_VALUES + 1)) == {}
 
@@ -475,6 +552,6 @@ def test_what_the_process_is_asked_is_a_closed_type() -> None:
         control.Observe(shadow=255),
         control.Audit(),
     ):
-        assert control.read_request(control.request_frame(request)) == request
+        assert wire.read_request(wire.request_frame(request)) == request
     with pytest.raises(Refused):
         control.Observe.parse({"shadow": 256}, "observe")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rapha.node.datasets import control, frames
+from rapha.node.datasets import frames, wire
 from rapha.spec.refusals import REGISTRY, Refused
 
 Pair = tuple[socket.socket, socket.socket]
@@ -75,7 +75,7 @@ def test_descriptors_of_a_bad_frame_are_closed(pair: Pair) -> None:
 @given(st.dictionaries(st.text(max_size=8), st.none() | st.booleans() | st.text(max_size=8), max_size=5))
 def test_no_frame_but_a_request_is_performed(frame: dict[str, object]) -> None:
     with pytest.raises(Refused) as refused:
-        control.read_request(frame)
+        wire.read_request(frame)
     assert refused.value.code.startswith("schema.")
 
 
@@ -92,12 +92,12 @@ def test_no_frame_but_a_request_is_performed(frame: dict[str, object]) -> None:
 )
 def test_hostile_requests_refuse(frame: dict[str, object]) -> None:
     with pytest.raises(Refused, match="schema"):
-        control.read_request(frame)
+        wire.read_request(frame)
 
 
 @pytest.mark.parametrize("code", [c for c, e in REGISTRY.items() if e.depends_on_records])
 def test_a_refusal_that_depends_on_records_takes_no_words_along(code: str) -> None:
-    said = control.refusal_frame(Refused(code, "9 patients, CANARY-1"))
+    said = wire.refusal_frame(Refused(code, "9 patients, CANARY-1"))
     assert said == {"refused": {"code": code, "detail": REGISTRY[code].meaning}}
 
 
@@ -113,4 +113,4 @@ def test_a_refusal_that_depends_on_records_takes_no_words_along(code: str) -> No
 )
 def test_a_reply_of_another_form_refuses(frame: dict[str, object]) -> None:
     with pytest.raises(Refused, match=r"node\.internal"):
-        control.read_reply(frame)
+        wire.read_reply(frame)

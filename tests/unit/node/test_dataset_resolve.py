@@ -191,6 +191,13 @@ def test_the_cap_samples_both_splits_with_the_secret_of_the_job() -> None:
     assert list(ask(table, max_records=100).train) == list(capped.train)
 
 
+def test_who_is_held_out_is_counted_whatever_a_job_asks_for() -> None:
+    table, listed = Table(people(1000, 2), bad=(0, 1)), tuple(people(1000)[500:510])
+    whole = ask(table, listed=listed)
+    assert whole.held == len(set(whole.patient_of[whole.test])) == len(whole.test) // 2
+    assert ask(table, below(1200), listed, max_records=100).held == whole.held
+
+
 @pytest.mark.parametrize("cap", [1, 9, 19])
 def test_a_cap_below_a_cell_in_each_split_refuses(cap: int) -> None:
     assert refused(Table(people(1000)), max_records=cap)
@@ -294,6 +301,7 @@ def test_what_can_not_be_decoded_leaves_its_split_and_is_counted() -> None:
     reasons = {name: count.records for name, count in funnel.reasons.items() if count.records}
     assert reasons == {"record.value_missing": 1, "record.decoder_crashed": 1, "record.too_large": 1}
     assert whole.funnel.used == Cell(199, 199), "the selection that was approved is not touched"
+    assert left.held == len(left.test) == whole.held - 1, "who could never have been measured"
 
 
 def test_nothing_fell_out_and_nothing_changes() -> None:

@@ -372,3 +372,65 @@ def test_a_folder_that_goes_while_the_desk_is_read_is_no_trouble(
 
     monkeypatch.setattr(Path, "glob", going)
     assert desk.waiting() == []
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, os.mkdir, lambda p: p.symlink_to("/dev/zero")], ids=["fifo", "folder", "symlink"]
+)
+def test_a_request_that_is_no_file_refuses_and_hangs_nobody(desk: Desk, make: Callable[[Path], None]) -> None:
+    path = desk.root / JOB / "approval.request.json"
+    path.unlink()
+    make(path)
+    for call in (desk.waiting, lambda: desk.asked(JOB, "approval")):
+        with pytest.raises(Refused) as caught:
+            call()
+        assert caught.value.code == "policy.approval_invalid"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"job": "\x1b[2J"}, {"job": OTHER_JOB}, {"job": {}}, {"kind": "review"}, {"shown": {}}],
+    ids=str,
+)
+def test_a_request_that_is_not_what_its_place_says_is_neither_listed_nor_signed(
+    desk: Desk, change: dict[str, Any]
+) -> None:
+    path = desk.root / JOB / "approval.request.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    calls = (
+        desk.waiting,
+        lambda: desk.asked(JOB, "approval"),
+        lambda: desk.answer(JOB, "approval", ANN, "approve"),
+    )
+    for call in calls:
+        with pytest.raises(Refused) as caught:
+            call()
+        assert caught.value.code == "policy.approval_invalid"
+    assert list((desk.root / JOB).iterdir()) == [path]
+
+
+def test_a_request_is_answered_in_its_own_folder_alone(desk: Desk) -> None:
+    for job in (f"../{desk.root.name}/{JOB}", f"./{JOB}", f"{JOB}/."):
+        with pytest.raises(Refused):
+            desk.answer(job, "approval", ANN, "approve")
+    assert [p.name for p in (desk.root / JOB).iterdir()] == ["approval.request.json"]
+
+
+def test_what_was_swapped_after_it_was_read_is_not_signed(reviewing: Desk) -> None:
+    _, shown = reviewing.asked(JOB, "review")
+    swapped = {**REPORT, "covert_bound_bits": 8}
+    reviewing.ask(REVIEW.model_copy(update={"shown": canonical.digest(swapped)}), swapped)
+    with pytest.raises(Refused) as caught:
+        reviewing.answer(JOB, "review", ANN, "release", seen=canonical.digest(shown))
+    assert caught.value.code == "policy.approval_invalid"
+    assert [p.name for p in (reviewing.root / JOB).iterdir()] == ["review.request.json"]
+    reviewing.answer(JOB, "review", ANN, "release", seen=canonical.digest(swapped))
+
+
+def test_a_request_that_cannot_be_closed_is_a_no(reviewing: Desk) -> None:
+    path = reviewing.root / JOB / "review.request.json"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(Refused) as caught:
+        reviewing.close(JOB, "review")
+    assert caught.value.code == "policy.approval_invalid"

@@ -16,6 +16,7 @@ from pypdf import PdfReader
 from rapha.evidence import canonical
 from rapha.node.disclosure import html, page, pdf, text, view
 from rapha.node.disclosure.page import File, Outgoing, Page, Signer, Source
+from rapha.node.disclosure.words import MARKS, short
 from rapha.runtime.guard.codes import CHECKS
 from rapha.runtime.guard.report import Check, Transform
 from rapha.spec.disclosure import Balance, Guarantee, Leakage, Price, Searched, Spent
@@ -29,6 +30,7 @@ MEASURED = Leakage.parse(
         **{"high": 0.027, "auc": 0.55, "worst": "sex=F", "worst_tpr": 0.021, "canaries": 0.05, "shadows": 32},
     }
 )
+LEAKING = Leakage(verdict="measured", members=6000, non_members=1500, shadows=6, tpr=1.0, low=0.99, high=1.0)
 FEW = Leakage(verdict="not_resolvable", members=400, non_members=113, reason="113 non-members, of 1,000")
 GUARANTEE = Guarantee.parse(
     {
@@ -199,6 +201,7 @@ def test_all_nine_checks_are_there_with_what_they_do_not_show() -> None:
     [
         (MEASURED, "pass", "1.2% of members found at 0.1% false positives (95% interval 0.4% to 2.7%)"),
         (MEASURED, "pass", "worst subgroup sex=F: 2.1%; planted records: 5.0%; 32 shadow models"),
+        (LEAKING, "fail", "100.0% of members found at 0.1% false positives (95% interval 99.0% to 100.0%)"),
         (FEW, "not_resolvable", "not resolvable: 113 non-members, of 1,000"),
         (
             Leakage(verdict="not_run", reason="the dataset's manifest asks for none"),
@@ -396,3 +399,65 @@ def test_the_html_prints_on_one_page(made: Page, tmp_path: Path) -> None:
     reader = PdfReader(tmp_path / "page.pdf")
     assert len(reader.pages) == 1
     assert SENTENCE in " ".join(reader.pages[0].extract_text().split())
+
+
+def test_what_a_verdict_does_is_on_every_form_of_a_full_page() -> None:
+    made = worst()
+    for shown in (Outline(html.render(made)).text, printed(made)[1], text.render(made)):
+        folded = " ".join(shown.split())
+        for said in (
+            "One refusal ends the job; else the narrowest verdict counts.",
+            "Weights and self-reported values are destroyed.",
+            "64 of 64 must sign",
+            "and 14 more files",
+            "1,099,511,627,776",
+            f"--metrics-only --page {made.digest[:16]}",
+        ):
+            assert said in folded
+
+
+def test_everybody_is_told_before_any_subgroup() -> None:
+    groups = {f"auroc@sex={value}": 0.5 for value in range(8)}
+    made = make(trusted={**groups, "brier": 0.1, "auroc": 0.95})
+    assert [row[0] for row in view.view(made).trusted.rows[:3]] == ["auroc", "brier", "auroc@sex=0"]
+    stored = page.read(canonical.loads(canonical.dumps(made.dump())))
+    assert view.view(stored) == view.view(made)
+
+
+@pytest.mark.parametrize(
+    ("changes", "of"),
+    [
+        ({}, "of the rounded weights above"),
+        ({"transforms": ()}, "of the job's code alone: no weights would leave"),
+        ({"kind": "evaluate", "transforms": ()}, "of the base model"),
+    ],
+)
+def test_metrics_say_of_what_they_are(changes: dict[str, Any], of: str) -> None:
+    assert of in view.view(make(**changes)).measured
+
+
+@pytest.mark.parametrize("value", [1234567.125, 1e-9, 2**53 - 1, 0.1])
+def test_a_self_reported_number_is_told_in_full(value: float) -> None:
+    assert view.view(make(self_reported={"x": value})).reported.rows == (("x", str(value)),)
+
+
+@pytest.mark.parametrize(
+    ("searched", "verdict"),
+    [
+        (Searched(found=False, searched=0, too_short=7), "pass"),
+        (Searched(found=False, searched=5, too_short=0), "fail"),
+    ],
+)
+def test_a_search_for_nothing_or_another_hit_is_not_told_as_not_found(
+    searched: Searched, verdict: str
+) -> None:
+    found = page.checks(guard("the guard's words", verdict), searched, FEW, None)[6]
+    assert (found.verdict, found.found) == (verdict, "the guard's words")
+
+
+def test_piled_marks_do_not_cover_other_lines() -> None:
+    pile = "a" + "\u0301" * 20
+    assert short(pile) == "a" + "\u0301" * MARKS + "?" * 17
+    assert short("\u0301" * 5) == "\u0301" * MARKS + "??"
+    assert short("Nguye\u0302\u0303n") == "Nguye\u0302\u0303n"
+    assert pile not in html.render(make(company=pile))

@@ -14,6 +14,7 @@ from safetensors.numpy import save
 
 from rapha.node.gates import evaluate
 from rapha.node.gates.base import as_released, base_of
+from rapha.node.gates.consent import check_measurable
 from rapha.node.gates.evaluate import nothing_left, score
 from rapha.node.gates.train import Trained
 from rapha.runtime.image.model import File
@@ -106,6 +107,17 @@ def test_what_leaves_is_the_numbers_and_the_predictions_are_destroyed(tmp_path: 
     section = guarded.section(1000)
     assert {check.verdict for check in section.checks} == {"not_run"}
     assert guarded.leakage.verdict == "not_run" and guarded.leakage.reason == "nothing was trained here"
+
+
+@pytest.mark.parametrize("kind", ["evaluate", "train"])
+def test_a_dataset_without_a_target_takes_no_job_with_metrics(kind: str) -> None:
+    job: Any = SimpleNamespace(kind=kind, outputs=PLAN)
+    weights: Any = SimpleNamespace(kind="train", outputs=SimpleNamespace(trusted_metrics=()))
+    nothing: Any = SimpleNamespace(target=None)
+    check_measurable(job, SimpleNamespace(target="died"))  # type: ignore[arg-type]
+    check_measurable(weights, nothing)
+    with pytest.raises(Refused, match=r"schema\.field_invalid.*no target"):
+        check_measurable(job, nothing)
 
 
 def test_one_run_can_say_less_by_when_it_ends_than_two() -> None:

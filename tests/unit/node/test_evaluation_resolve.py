@@ -122,7 +122,7 @@ def test_only_the_held_out_records_are_chosen() -> None:
     assert selection.kind == "evaluate"
     assert selection.train.tolist() == []
     assert selection.test.tolist() == held(names)
-    assert selection.funnel.matched.records == 200
+    assert selection.funnel.matched.records == len(held(names))
     assert selection.funnel.used.records == len(held(names))
 
 
@@ -159,6 +159,28 @@ def test_everybody_held_out_but_a_few_is_refused_though_many_are_outside() -> No
     but_one = cohort.parse({"all": [*last, *rest]})
     assert refused(names, but_one)
     assert not refused(names, cohort.parse({"all": rest})), "those outside are in no evaluation"
+
+
+@pytest.mark.parametrize("left_out", [10, 11, 12, 50])
+def test_no_count_tells_of_anybody_else(left_out: int) -> None:
+    # The ledger compares the held-out patients of an evaluation alone: to it these two cohorts are one.
+    names = people(200)
+    rest = [n for n in range(200) if n not in held(names)]
+    who = cohort.parse({"all": [{"not": {"field": "x", "eq": n}} for n in rest[:left_out]]})
+    all_of_them, fewer = ask(names), ask(names, who)
+    assert fewer.funnel == all_of_them.funnel
+    assert np.array_equal(fewer.matched, all_of_them.matched)
+    positions = fewer.test
+    verdicts = np.full(len(positions), Quarantine.NONE, dtype=np.uint8)
+    verdicts[0] = Quarantine.VALUE_MISSING
+    prepared = (after_preparation(s, positions, verdicts, manifest()).funnel for s in (all_of_them, fewer))
+    assert next(prepared) == next(prepared)
+
+
+def test_a_train_job_still_counts_everybody() -> None:
+    names = people(200)
+    found = resolve(Images(names), manifest(), EVERYONE, frozenset(), max_records=10**6, seed=1)
+    assert found.funnel.matched.records == found.funnel.used.records == 200
 
 
 def test_preparation_decodes_nothing_else(tmp_path: Path) -> None:

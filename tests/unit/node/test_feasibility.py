@@ -19,7 +19,7 @@ from rapha.spec.dataset import DatasetManifest
 
 SALT = bytes(range(32)).hex()
 CELL, BUCKET = 10, 10
-FEW = Feasible(f"<{CELL}", f"<{CELL}", "")
+FEW = Feasible(f"<{CELL}", f"<{CELL}")
 
 
 class Table:
@@ -199,7 +199,7 @@ def test_one_person_more_changes_an_answer_by_no_more_than_noise_and_bucket(
     if all(isinstance(t, int) for t in told):
         assert abs(told[0] - told[1]) <= 1 + 2 * CUT + bucket  # type: ignore[operator]
     for answer, who in zip(answers, (with_, without), strict=True):
-        if answer == Feasible(f"<{CELL}", f"<{CELL}", ""):
+        if answer == Feasible(f"<{CELL}", f"<{CELL}"):
             assert len(who) < CELL + 2 * CUT or 0 < count - len(who) < CELL + 2 * CUT
         else:
             assert len(who) >= CELL and (len(who) == count or count - len(who) >= CELL)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from rapha.node.datasets import identifiers
+from rapha.node.datasets import hunt, identifiers
 from rapha.node.datasets.identifiers import choose, search, texts
 
 RNG = np.random.default_rng(11)
@@ -115,6 +115,124 @@ def test_ordinary_tables_spell_nobody(table: NDArray[Any]) -> None:
     assert not found.found and found.too_short == len(plain)
 
 
+MRNS = [f"{n:08d}" for n in np.random.default_rng(12).choice(9 * 10**7, 10**4, replace=False) + 10**7]
+FEW = MRNS[:500]
+
+
+def near_one(draw: np.random.Generator) -> NDArray[np.int8]:
+    """The scales of a batch normalisation as int8: near one another, and most of them are digits."""
+    scales = draw.normal(1, 0.05, 4096)
+    scales[0] = 2.42
+    return np.asarray(np.rint(scales / scales.max() * 127), dtype=np.int8)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        near_one,
+        lambda draw: draw.integers(47, 59, 4096).astype("u1"),
+        lambda draw: draw.integers(47, 59, 4096).astype("<i8"),
+        lambda draw: draw.integers(48, 58, 4096).astype("<f4"),
+        lambda draw: draw.integers(48, 58, 4096).astype(ml_dtypes.bfloat16),
+        lambda draw: draw.integers(47, 59, 40).astype("u1"),
+    ],
+    ids=["int8 scales", "ages", "i64 ages", "f32 ages", "bf16 ages", "few ages"],
+)
+def test_weights_that_are_digits_themselves_spell_nobody(
+    make: Callable[[np.random.Generator], NDArray[Any]],
+) -> None:
+    for seed in range(5):
+        table = make(np.random.default_rng(seed))
+        found = search(memoryview(table.tobytes()), MRNS, "numbers")
+        assert not found.found and found.searched > 9900
+
+
+def test_identifiers_among_such_weights_are_found() -> None:
+    listed = ",".join(MRNS[:40]).encode()
+    table = near_one(np.random.default_rng(1)).tobytes()
+    assert search(hidden(listed, 1024, table), MRNS, "numbers").found
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        FEW[3],
+        f"MRN {FEW[3]} DOB 19570312;",
+        f"MRN {FEW[3]} DOB 19570312;" * 60,
+        FEW[3] * 200,
+        "".join(f"{mrn}19570312" for mrn in FEW[:3]),
+        "".join(FEW),
+        "\n".join(f"{mrn},{7919 * n % 10**8:08d}" for n, mrn in enumerate(FEW)),
+    ],
+    ids=["alone", "record", "record, over and over", "over and over", "fixed width", "joined", "table"],
+)
+def test_what_else_a_record_holds_does_not_excuse_it(record: str) -> None:
+    assert search(hidden(record.encode(), 64), FEW, "numbers").found
+    assert search(memoryview(record.encode()), FEW, "numbers").found
+
+
+def test_surroundings_are_bounded_and_hits_in_plenty_end_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name, value in ((hunt, "_KNOWN", 4), (hunt, "_CHUNK", 64), (identifiers, "_GATHERED", 2048)):
+        monkeypatch.setattr(module, name, value)
+    table = np.random.default_rng(3).integers(47, 59, 4096).astype("u1").tobytes()
+    assert not search(memoryview(table), MRNS, "numbers").found
+    assert search(memoryview(",".join(MRNS).encode()), MRNS, "numbers").found
+
+
+def test_one_record_over_and_over_explains_nothing_however_long_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hunt, "_CHUNK", 16)
+    record = f"MRN {FEW[3]} DOB 19570312;".encode()
+    assert search(memoryview(record * 400), FEW, "numbers").found
+
+
+def test_where_every_number_is_an_identifier_none_tells() -> None:
+    digits = np.random.default_rng(6).integers(48, 58, 3000).astype("u1")
+    assert not hunt.Hunt({f"{n:03d}".encode(): n for n in range(1000)}, {}).finds([digits])
+
+
+def test_one_place_read_both_ways_is_one_place() -> None:
+    paired = {b"8042719": 0, b"9172408": 1}
+    once = np.frombuffer(b"\x008042719", np.uint8)
+    assert not hunt.Hunt({}, paired).finds([once])
+    assert hunt.Hunt({}, paired).finds([once, once])
+
+
+@pytest.mark.parametrize("before", range(4))
+def test_base64_is_found_behind_any_number_of_other_digits(before: int) -> None:
+    payload = b"\x00" + b"w" * before + base64.b64encode(PATIENTS[3].encode())
+    assert search(hidden(payload, 64), PATIENTS, "numbers").found
+
+
+@given(st.integers(1, 30), st.text("0123456789", min_size=1, max_size=600))
+def test_more_hits_never_tell_less(hits: int, digits: str) -> None:
+    texts_of = [{mrn.encode(): n for n, mrn in enumerate(FEW)}]
+    around = hunt.Surroundings()
+    around.add(bytearray(digits.encode()))
+    assert around.unlikely(hits + 1, texts_of) or not around.unlikely(hits, texts_of)
+
+
+def test_surroundings_say_what_chance_really_finds() -> None:
+    """Hits among random digits, counted, against the number from which on they would be unlikely."""
+    texts_of = [{f"{n:04d}".encode(): n for n in range(0, 10_000, 500)}]
+    draw = np.random.default_rng(4)
+    tables = [draw.integers(48, 58, 500).astype("u1").tobytes() for _ in range(1000)]
+    around = hunt.Surroundings()
+    around.add(bytearray(tables[0]))
+    found = np.array([sum(text in t or text in t[::-1] for text in texts_of[0]) for t in tables])
+    assert 1.7 < found.mean() < 2.05  # 2 · 497 places · 20 texts / 10^4, less what is found twice
+    least = next(hits for hits in range(1, 30) if around.unlikely(hits, texts_of))
+    assert 7 <= least <= 10  # of a Poisson law of mean 2, one in a thousand is 8 or more
+    assert (found >= least).sum() <= 3
+
+
+@pytest.mark.parametrize("plain", ["01122334", "00112233", "54433221", "013124235"])
+def test_tables_of_indices_spell_nobody(plain: str) -> None:
+    assert not texts(plain)
+    assert texts(plain[:-1] + "7")
+
+
 def test_short_identifiers_are_left_out_and_counted() -> None:
     short = [str(n) for n in range(100, 1000)]
     found = search(hidden(b"731", 64), [*short, *PATIENTS], "numbers")
@@ -192,7 +310,7 @@ def test_a_file_full_of_hits_is_no_burden(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_many_identifiers_are_searched_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identifiers, "_BLOCK", 100)
+    monkeypatch.setattr(hunt, "_BLOCK", 100)
     assert search(hidden(PATIENTS[-1].encode(), 64), PATIENTS, "numbers").found
 
 

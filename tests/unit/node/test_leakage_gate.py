@@ -20,6 +20,7 @@ from rapha.spec.refusals import Refused
 JOB = "a" * 64
 ABLE = Leakage(verdict="not_run", members=6000, non_members=1500, reason="no shadow was trained yet")
 FOUND = Leakage(verdict="measured", members=6000, non_members=1500, shadows=6, tpr=0.05, low=0.03, high=0.08)
+WEIGHTS = b"as they may leave"
 HELD: Any = SimpleNamespace(cpu_s=1.0)
 ASKED = LeakageTest(shadows=6)
 
@@ -40,6 +41,7 @@ class World:
     rejected: set[int] = field(default_factory=set)
     trained: list[tuple[int | None, float]] = field(default_factory=list)
     observed: list[int | None] = field(default_factory=list)
+    shown: list[list[bytes]] = field(default_factory=list)
     job: Any = None
 
     def __post_init__(self) -> None:
@@ -56,7 +58,7 @@ class World:
         admitted = SimpleNamespace(id=JOB, job=self.job, manifest=manifest)
         asked = iter((self.before, self.after))
         data = SimpleNamespace(audit=lambda: next(asked), observe=self._observe)
-        released = self.work / "released"
+        released = self.work.parent / "released"
         return gate.leakage(
             cast(Any, SimpleNamespace(journal=self.journal)),
             cast(Any, admitted),
@@ -85,6 +87,8 @@ class World:
     @contextmanager
     def predicted(self, *given: Any, wall_s: float) -> Iterator[Path]:
         assert given[6] == "audit" and wall_s >= 1
+        assert given[3] == self.work / "again" / "released"  # the code can read in which folder it lies
+        self.shown.append([path.read_bytes() for path in given[3].iterdir()])
         yield given[3]
 
     def _observe(self, shadow: int | None, predictions: Path) -> None:
@@ -101,6 +105,8 @@ class World:
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     work = tmp_path / "work"
     work.mkdir()
+    (tmp_path / "released").mkdir()
+    (tmp_path / "released" / "model.safetensors").write_bytes(WEIGHTS)
     with Journal(tmp_path / "journal.jsonl") as journal:
         made = World(work, journal)
         monkeypatch.setattr(gate, "train", made.train)
@@ -115,6 +121,7 @@ def test_the_released_model_is_observed_and_then_each_shadow(world: World) -> No
     assert world.observed == [None, *range(6)]
     assert [number for number, _ in world.trained] == list(range(6))
     assert not list(world.work.iterdir())  # nothing of a shadow is left
+    assert world.shown == [[WEIGHTS], *[[]] * 6]
     assert world.entries("leakage") == [FOUND.dump()]
 
 
@@ -239,6 +246,15 @@ def test_where_it_is_not_demanded_people_read_that_it_was_not_run(world: World, 
     evade(world)
     found = world.run()
     assert found.verdict == "not_run" and found.reason and found.tpr is None
+
+
+def test_a_job_that_chose_too_few_patients_to_resolve_it_releases_nothing(world: World) -> None:
+    world.before = Leakage(verdict="not_resolvable", members=3000, non_members=999, narrowed=True)
+    assert world.run() == world.before
+    world.test = LeakageTest(shadows=6, most_tpr=0.5)
+    with pytest.raises(Ended) as ended:
+        world.run()
+    assert ended.value.code == "job.outputs" and not world.trained
 
 
 def test_too_few_patients_to_resolve_it_are_not_the_jobs_doing(world: World) -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,77 @@ def test_what_fell_out_while_decoding_is_not_counted_on(data: Dataset) -> None:
         with pytest.raises(Refused, match=r"privacy\.cohort_refused"):
             ledger.reserve(FREE, job(1), asked, asked.without(fallen), NOW)
         assert ledger.reserve(FREE, job(1), asked, asked, NOW).jobs == 2
+
+
+def with_groups(who: Population, **groups: Iterable[str]) -> Population:
+    """Subgroups by the names of their patients, of which those in the test split are measured apart."""
+    names = sorted({name for name, _ in EVERY})
+    of_record = np.array(names)[who.patient_of]
+    tested = who.chosen & who.held[who.patient_of]
+    return replace(who, groups={name: tested & np.isin(of_record, list(of)) for name, of in groups.items()})
+
+
+def told(data: Dataset, who: Population) -> tuple[str, ...]:
+    """A job from gate 5 to its first record; which subgroups it is told of."""
+    with opened(data.folder, data.manifest, None) as ledger:
+        names = ledger.subgroups(who, who)
+        who = who.telling(names)
+        ledger.reserve(FREE, job(data.number), who, who, NOW)
+    data.number += 1
+    return names
+
+
+def test_a_subgroup_is_a_cohort_that_another_job_is_compared_with(data: Dataset) -> None:
+    """Two cohorts that differ by many, and their subgroups by one."""
+    test, women = crowd(40)[:30], crowd(40)[:15]
+    fewer = some((1, 15), (20, 40))  # without one woman and five men
+    everybody = people(EVERY, EVERY, test)
+    assert told(data, with_groups(everybody, women=women)) == ("women",)
+    kept = data.bytes()
+    assert not data.allows(with_groups(people(EVERY, fewer, test), women=women))
+    assert data.bytes() == kept
+    # Where the first was told of everybody only, the second is told of everybody only.
+    fresh = Dataset(data.folder / "fresh")
+    assert told(fresh, everybody) == ()
+    assert told(fresh, with_groups(people(EVERY, fewer, test), women=women)) == ("women",)
+    assert told(fresh, with_groups(everybody, women=women)) == (), "it would tell of the one woman"
+    assert shown(fresh).uses == {"2": 6, "3": 34}, "who is measured apart is used once"
+
+
+def test_subgroups_of_one_job_are_compared_with_each_other(data: Dataset) -> None:
+    test = crowd(40)
+    groups = {"few": test[:2], "a": test[:20], "b": test[:21], "none": [], "rest": test[20:], "again": test}
+    everybody = with_groups(people(EVERY, EVERY, test), **groups)
+    assert told(data, everybody) == ("a", "rest", "again")
+    assert told(data, everybody) == ("a", "rest", "again"), "the same sets again are nothing new"
+    with opened(data.folder, data.manifest, None) as ledger:
+        assert len(ledger.account.cohorts) == 3
+        assert ledger.account.cohorts.total() == 2
+
+
+def test_a_subgroup_that_is_a_cohort_too_many_is_left_out(tmp_path: Path) -> None:
+    data = Dataset(tmp_path, {"cohorts": 2})
+    test = crowd(40)
+    everybody = with_groups(people(EVERY, EVERY, test), a=test[:20], b=test[10:30])
+    assert told(data, everybody) == ("a",)
+    assert told(data, with_groups(people(EVERY, some((0, 20)), test), b=test[5:15])) == ()
+
+
+def test_what_fell_out_of_a_subgroup_while_decoding_is_not_counted_on(data: Dataset) -> None:
+    test = crowd(40)
+    asked = with_groups(people(EVERY, EVERY, test), a=test[:CELL])
+    fallen = np.array([record == ("p000", 0) for record in sorted(EVERY)])
+    with opened(data.folder, data.manifest, None) as ledger:
+        assert ledger.subgroups(asked, asked) == ("a",)
+        assert ledger.subgroups(asked, asked.without(fallen)) == ()
+
+
+def test_another_split_is_refused(data: Dataset) -> None:
+    """Two splits that differ by a few patients would show those, and the cohorts look the same."""
+    data.run(people(EVERY, EVERY))
+    data.manifest = data.manifest.model_copy(update={"test_fraction": 0.21})
+    with pytest.raises(Refused, match=r"node\.ledger_invalid.*test_fraction"):
+        data.run(people(EVERY, EVERY))
 
 
 class Compared(RuleBasedStateMachine):
@@ -515,7 +587,9 @@ def test_a_torn_line_and_orphans_are_passed_over(data: Dataset) -> None:
     with (root / TOKENS).open("ab") as file:
         file.write(b"\xaa" * 40)
     (root / COHORTS / "new.cohort").write_bytes(b"half")
+    kept = data.bytes()
     assert shown(data).balance.head == first.head
+    assert data.bytes() == kept, "who only looks changes nothing"
     grown = EVERY | one_each(crowd(9, "new"))
     data.run(people(grown, grown))
     assert shown(data).uses == {"1": 9, "2": 40}, "tokens that no entry names were overwritten"
@@ -592,6 +666,14 @@ def test_two_processes_take_turns(tmp_path: Path) -> None:
     assert [child.exitcode for child in children] == [0, 0, 0]
     found = shown(Dataset(tmp_path))
     assert found.balance.jobs == 15 and found.balance.entries == 16
+
+
+def test_who_looks_at_a_ledger_that_is_not_there_makes_none(data: Dataset) -> None:
+    found = shown(data)
+    assert found.balance is None and found.jobs == () and found.feasibility.spent == 0
+    with pytest.raises(Refused, match=r"node\.ledger_invalid"):
+        shown(data, Seen(entries=1, head="0" * 64))
+    assert not place(data.folder, data.manifest).exists()
 
 
 def test_a_full_disk_charges_nothing(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ from rapha.node.gates.guard import Guarded, guard
 from rapha.node.gates.train import Ended, Trained
 from rapha.runtime.guard.inspection import inspect
 from rapha.runtime.sandbox.interface import Ending, Outcome
-from rapha.spec.disclosure import NOT_ASKED, Searched
+from rapha.spec.disclosure import NOT_ASKED, Balance, Searched, Spent
 from rapha.spec.receipt import AirGap
 from rapha.spec.release_plan import ReleasePlan
 
@@ -263,7 +263,7 @@ class Hospital:
             approved=SimpleNamespace(envelopes=[]),
             sealed=SimpleNamespace(posture=section(), prepared=prepared),
             trained=trained,
-            guarded=guarded,
+            guarded=replace(guarded, balance=BALANCE),
             airgap=airgap,
             reviews=[],
             released="all",
@@ -273,6 +273,15 @@ class Hospital:
 
 
 KEY = SigningKey.generate()
+_CAPS = ("bits", "epsilon", "delta", "evaluations", "cohorts", "most_used")
+BALANCE = Balance(
+    dataset="d",
+    jobs=1,
+    **dict.fromkeys(_CAPS, Spent(spent=1, cap=2)),
+    opt_out_version="d" * 64,
+    head="a" * 64,
+    entries=2,
+)
 
 
 def outbox(tmp_path_factory: pytest.TempPathFactory, trainer: Trainer) -> dict[str, bytes]:

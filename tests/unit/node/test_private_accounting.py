@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus.accountants.analysis import rdp as opacus_rdp
 
-from rapha.node.private.accounting import LEAST, ORDERS, epsilon, guarantee, noise_multiplier
+from rapha.node.private.accounting import LEAST, epsilon, guarantee, noise_multiplier
+from rapha.spec.accountant import ORDERS, spent
 from rapha.spec.private import PrivateTraining
 from rapha.spec.refusals import Refused
 
@@ -38,6 +39,7 @@ def test_two_accountants_agree(noise: float, rate: float, steps: int, delta: flo
     rdp = opacus_rdp.compute_rdp(q=rate, noise_multiplier=noise, steps=steps, orders=ORDERS)
     theirs, _ = opacus_rdp.get_privacy_spent(orders=ORDERS, rdp=rdp, delta=delta)
     assert epsilon(noise, rate, steps, delta) == pytest.approx(theirs, abs=1e-6)
+    assert spent(noise, rate, steps, delta) == pytest.approx(theirs, abs=1e-6)
 
 
 @pytest.mark.parametrize(("noise", "rate", "steps", "delta"), CASES[1:3])
@@ -61,6 +63,21 @@ def test_the_noise_keeps_the_promise_and_is_hardly_more_than_needed(
         return
     assert epsilon(noise, rate, steps, delta) <= wanted
     assert noise == LEAST or epsilon(noise * 0.998, rate, steps, delta) > wanted
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.floats(0.3, 900.0), st.floats(1e-15, 1e-2), st.floats(1e-6, 1.0), st.integers(1, 100_000))
+def test_who_reads_a_receipt_computes_what_the_node_computed(
+    noise: float, delta: float, rate: float, steps: int
+) -> None:
+    assert spent(noise, rate, steps, delta) == pytest.approx(epsilon(noise, rate, steps, delta), rel=1e-7)
+
+
+def test_what_rounding_takes_for_nothing_is_not_promised() -> None:
+    """At this rate the divergence of a step is lost beside 1, and a hundred thousand of them are not."""
+    assert epsilon(500.0, 1e-6, 100_000, 1e-6) > 0
+    with pytest.raises(Refused, match="larger epsilon"):
+        noise_multiplier(declared(epsilon=1e-3, sample_rate=1e-6, steps=1))
 
 
 def test_a_promise_that_no_noise_keeps_refuses_and_says_what_to_change() -> None:

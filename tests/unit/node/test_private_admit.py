@@ -32,7 +32,7 @@ from rapha_trainer.private.settings import Settings
 WRITTEN: dict[str, Any] = load(
     (files("rapha.researcher") / "templates" / "private" / "job.yaml").read_text(encoding="utf-8")
 )
-RUNTIME = PythonRuntime.discover(("torch", "numpy", "safetensors", "opacus"))
+RUNTIME = PythonRuntime.discover(("torch", "numpy", "safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +112,8 @@ def test_a_dataset_offers_nothing_unless_its_manifest_says_so(
 
 
 def test_a_node_without_the_trainers_libraries_says_which(manifest: DatasetManifest, tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="lacks opacus") as caught:
-        admit(job(), manifest, PythonRuntime.discover(("torch", "numpy", "safetensors")), tmp_path)
+    with pytest.raises(Refused, match="lacks safetensors") as caught:
+        admit(job(), manifest, PythonRuntime.discover(("torch", "numpy")), tmp_path)
     assert caught.value.code == "policy.private"
 
 

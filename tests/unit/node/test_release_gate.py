@@ -244,3 +244,12 @@ def test_a_job_that_nobody_of_the_company_signed_has_no_page(case: Case) -> None
 def test_the_metrics_file_is_canonical() -> None:
     data = release.metrics_only({"b": 1.0, "a": 0.5})
     assert canonical.loads_canonical(data) == {"trusted": {"a": 0.5, "b": 1}, "self_reported": {}}
+
+
+def test_a_page_that_cannot_be_taken_off_the_desk_holds_the_release_back(case: Case) -> None:
+    reviewed = case.review((ANN, "release"), (BEN, "release"))
+    request = case.node.desk.root / JOB / "review.request.json"
+    request.unlink()
+    request.mkdir()
+    assert refused(case.confirm, reviewed) == "policy.approval_invalid"
+    assert not case.outbox.exists()

@@ -51,7 +51,7 @@ EVIL = '"></title><script src=//evil.example></script><img src=x onerror=alert(1
 
 def receipt_of(guard: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
     sections = dict.fromkeys(SECTIONS, "0" * 64) | {"guard": canonical.digest(guard)}
-    hexes = dict.fromkeys(("manifest", "cohort", "opt_out_version", "content"), "1" * 64)
+    hexes = dict.fromkeys(("manifest", "cohort", "opt_out_version", "content", "ledger"), "1" * 64)
     commitments = ("records_commitment", "patients_commitment", "used_root", "transcript")
     return {
         "job": {

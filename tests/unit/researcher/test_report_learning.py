@@ -131,13 +131,15 @@ def usage(patients: int) -> Usage:
 
 
 def use(**funnel: int | str) -> DatasetUse:
-    hexes = dict.fromkeys(("manifest", "cohort", "opt_out_version", "content"), HEX)
+    hexes = dict.fromkeys(("manifest", "cohort", "opt_out_version", "content", "ledger"), HEX)
     about = {"id": "d", "profile": "imaging.d", "confinement": "memory", **hexes}
     return DatasetUse.parse({**about, "funnel": {"used": 20, **funnel}})
 
 
 def test_few_patients_are_called_few() -> None:
     assert words.patients(usage(20), use()).startswith("These records are of at most 20 patients")
+    assert "training and test" in words.patients(usage(20), use(), "train")
+    assert "training and test" not in words.patients(usage(20), use(), "evaluate")
     assert "That is few" in words.patients(usage(words.FEW), use())
     assert "That is few" not in words.patients(usage(words.FEW + 10), use())
     assert words.caution(usage(20))

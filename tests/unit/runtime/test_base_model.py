@@ -176,6 +176,17 @@ def test_one_that_is_not_there_is_refused_with_what_is(files: dict[str, Path]) -
         find({"app/train.py": files["app/train.py"]}, digest(encoded(PLAIN)))
 
 
+def test_a_refusal_stays_short_however_many_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    path.write_bytes(encoded(PLAIN))
+    many = {f"app/{n:04d}.safetensors": path for n in range(500)}
+    for wanted in ("0" * 64, digest(encoded(PLAIN))):
+        with pytest.raises(Refused, match=r"image\.base_missing") as caught:
+            find(many, wanted)
+        assert "app/0007.safetensors" in caught.value.detail and "492 more" in caught.value.detail
+        assert len(caught.value.detail) < 1000
+
+
 def test_one_that_is_there_twice_is_refused(files: dict[str, Path]) -> None:
     files["app/copy.safetensors"] = files["app/model.safetensors"]
     with pytest.raises(Refused) as caught:

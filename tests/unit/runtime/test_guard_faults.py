@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +19,6 @@ from rapha.runtime.guard import inspection, reading, rebuild, values
 from rapha.runtime.guard.codes import Finding
 from rapha.runtime.guard.confined import run_in_process
 from rapha.runtime.guard.inspection import inspect
-from rapha.runtime.guard.process import run_in_child
 from rapha.runtime.guard.reading import part
 from rapha.runtime.guard.released import Outgoing, folder_for
 from rapha.runtime.guard.rounding import scale_of
@@ -300,26 +298,3 @@ def test_a_file_of_another_size_is_not_finished() -> None:
     outgoing.write(b"12345678")
     with pytest.raises(Finding, match=r"guard\.rebuild"):
         outgoing.finish()
-
-
-def program(path: Path, text: str) -> str:
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return str(path)
-
-
-@pytest.mark.parametrize(
-    "text", ["exit 0", "exec 0<&-; exit 1", "cat", "kill -9 $$", "head -c 20000000 /dev/zero", "exit 2"]
-)
-def test_a_child_that_is_not_the_guard(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
-    monkeypatch.setattr(sys, "executable", program(tmp_path / "child", text))
-    report = run_in_child(folder, PLAN, tmp_path / "out")
-    assert (report.ok, report.decided, report.code) == (False, False, "guard.died")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_child_that_hangs_is_killed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", program(tmp_path / "child", "exec sleep 60"))
-    assert run_in_child(folder, PLAN, timeout_s=0.2).code == "guard.time"

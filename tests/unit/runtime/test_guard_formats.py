@@ -19,7 +19,6 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,44 +28,18 @@ from rapha.runtime.guard.codes import CODES
 from rapha.runtime.guard.inspection import inspect
 from rapha.runtime.guard.tripwires import MARKS, STARTS, TAILS
 from rapha.spec.release_plan import ReleasePlan
-
-FILE, NUMBERS = "w.safetensors", "m.json"
-BYTES = 2**17
-"""Of one U8 tensor, through which every byte leaves as it came: what marks there are, tripwires must see."""
-
-
-def plan_of(dtype: str = "U8", count: int = BYTES, release: str = "f32", **more: Any) -> ReleasePlan:
-    low, high = (0, 255) if dtype == "U8" else (-1e30, 1e30)
-    tensor = {"name": "w", "dtype": dtype, "shape": [count], "min": low, "max": high}
-    weights = {"file": FILE, "release_dtype": release, "tensors": [tensor]}
-    return ReleasePlan.parse({"version": 1, "max_bytes": 2**20, "weights": weights, **more})
-
-
-def packed(header: bytes, data: bytes) -> bytes:
-    return struct.pack("<Q", len(header)) + header + data
-
-
-def header_of(dtype: str, count: int, size: int) -> bytes:
-    entry = {"w": {"dtype": dtype, "shape": [count], "data_offsets": [0, size]}}
-    text = json.dumps(entry, separators=(",", ":")).encode()
-    return text + b" " * (-len(text) % 8)
-
-
-def holding(data: bytes) -> bytes:
-    """A conforming file whose tensor begins with `data`, and is not much else."""
-    fill = np.random.default_rng(5).integers(0, 255, BYTES, "u1").tobytes()
-    return packed(header_of("U8", BYTES, BYTES), (data + fill)[:BYTES])
-
-
-def ending(data: bytes) -> bytes:
-    return packed(header_of("U8", BYTES, BYTES), data.rjust(BYTES, b"\x07"))
-
-
-def at(offset: int, mark: bytes) -> bytes:
-    """A conforming file with `mark` at `offset` of the file."""
-    raw = bytearray(holding(b"\x01\x02"))
-    raw[offset : offset + len(mark)] = mark
-    return bytes(raw)
+from rapha.testing.outputs import (
+    BYTES,
+    NUMBERS,
+    WEIGHTS,
+    at,
+    ending,
+    header_of,
+    holding,
+    packed,
+    plan_of,
+    refused,
+)
 
 
 def zipped(comment: bytes = b"", name: str = "a") -> bytes:
@@ -182,23 +155,8 @@ def folder(tmp_path: Path) -> Path:
     return out
 
 
-def refused(folder: Path, plan: ReleasePlan) -> str:
-    """The code, after all that every no has in common."""
-    out = folder.parent / "out"
-    report = inspect(folder, plan, out)
-    assert not report.ok
-    assert report.released == () and report.transforms == () and report.self_reported == {}
-    assert not any(out.iterdir()) if out.exists() else True
-    assert report.code is not None
-    failed = [check for check in report.checks if check.verdict == "fail"]
-    assert [check.n for check in failed] == [CODES[report.code][0]]
-    assert failed[0].reason.isprintable()
-    assert report.covert_bound_bits <= 4
-    return report.code
-
-
 def test_the_frame_itself_conforms(folder: Path) -> None:
-    (folder / FILE).write_bytes(holding(b"\x01\x02"))
+    (folder / WEIGHTS).write_bytes(holding(b"\x01\x02"))
     assert inspect(folder, plan_of()).ok
 
 
@@ -206,21 +164,21 @@ def test_the_frame_itself_conforms(folder: Path) -> None:
 def test_another_format_instead_of_weights(folder: Path, name: str) -> None:
     data = FORMATS[name]()
     size = len(holding(b""))
-    (folder / FILE).write_bytes(data.ljust(size, b"\x00"))
+    (folder / WEIGHTS).write_bytes(data.ljust(size, b"\x00"))
     assert CODES[refused(folder, plan_of())][0] == 2
-    (folder / FILE).write_bytes(data)
+    (folder / WEIGHTS).write_bytes(data)
     assert CODES[refused(folder, plan_of())][0] in (1, 2)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_another_format_after_weights(folder: Path, name: str) -> None:
-    (folder / FILE).write_bytes(holding(b"") + FORMATS[name]())
+    (folder / WEIGHTS).write_bytes(holding(b"") + FORMATS[name]())
     assert refused(folder, plan_of()) == "guard.coverage"
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_another_format_before_weights(folder: Path, name: str) -> None:
-    (folder / FILE).write_bytes(FORMATS[name]() + holding(b""))
+    (folder / WEIGHTS).write_bytes(FORMATS[name]() + holding(b""))
     assert CODES[refused(folder, plan_of())][0] in (1, 2)
 
 
@@ -236,7 +194,7 @@ def test_another_format_as_self_reported_numbers(folder: Path, name: str) -> Non
 
 @pytest.mark.parametrize(("kind", "magic"), STARTS, ids=lambda value: repr(value)[:24])
 def test_a_tensor_that_is_a_file(folder: Path, kind: str, magic: bytes) -> None:
-    (folder / FILE).write_bytes(holding(magic))
+    (folder / WEIGHTS).write_bytes(holding(magic))
     assert refused(folder, plan_of()) == "guard.polyglot"
 
 
@@ -253,7 +211,7 @@ def test_a_real_file_inside_a_tensor(folder: Path, name: str) -> None:
     data = FORMATS[name]()
     if name == "FHIR":
         data = data.replace(b" ", b"")
-    (folder / FILE).write_bytes(holding(data))
+    (folder / WEIGHTS).write_bytes(holding(data))
     assert refused(folder, plan_of()) == "guard.polyglot"
 
 
@@ -266,13 +224,13 @@ POSITIONS = [(kind, magic, where) for kind, magic, first, last in MARKS for wher
     ids=lambda value: repr(value)[:24],
 )
 def test_a_mark_where_readers_look(folder: Path, kind: str, magic: bytes, where: int) -> None:
-    (folder / FILE).write_bytes(at(where, magic))
+    (folder / WEIGHTS).write_bytes(at(where, magic))
     assert refused(folder, plan_of()) == "guard.polyglot"
 
 
 @pytest.mark.parametrize(("kind", "magic", "distance"), TAILS)
 def test_a_mark_at_the_end(folder: Path, kind: str, magic: bytes, distance: int) -> None:
-    (folder / FILE).write_bytes(ending(magic.ljust(distance, b"\x01")))
+    (folder / WEIGHTS).write_bytes(ending(magic.ljust(distance, b"\x01")))
     assert refused(folder, plan_of()) == "guard.polyglot"
 
 
@@ -292,23 +250,8 @@ def test_a_mark_at_the_end(folder: Path, kind: str, magic: bytes, distance: int)
 def test_an_archive_at_the_end(folder: Path, make: Callable[[], bytes], tail: int) -> None:
     data = make()
     if zipfile.is_zipfile(io.BytesIO(ending(data + b"\x01" * tail))):  # what Python would open
-        (folder / FILE).write_bytes(ending(data + b"\x01" * tail))
+        (folder / WEIGHTS).write_bytes(ending(data + b"\x01" * tail))
         assert refused(folder, plan_of()) == "guard.polyglot" or data.startswith(b"PK\x05\x06")
-
-
-def test_marks_that_rounding_makes_are_seen_too(folder: Path) -> None:
-    """The input is not DICOM; what bf16 makes of it is."""
-    count = 256
-    released = bytearray(np.full(count, 0x3F80, "<u2").tobytes())
-    plan = plan_of("F32", count, "bf16")
-    assert plan.weights is not None
-    start = 8 + len(plan.weights.released_header())
-    released[128 - start : 132 - start] = b"DICM"
-    values = (np.frombuffer(bytes(released), "<u2").astype("<u4") << 16).view("<f4")
-    data = packed(header_of("F32", count, 4 * count), values.tobytes())
-    assert data[128:132] != b"DICM"
-    (folder / FILE).write_bytes(data)
-    assert refused(folder, plan) == "guard.polyglot"
 
 
 def _huge(path: Path) -> None:
@@ -336,7 +279,7 @@ def test_the_command_answers_by_its_contract(
     folder: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, make = CALLS[name]
-    make(folder / FILE)
+    make(folder / WEIGHTS)
     plan, out = folder.parent / "plan.json", folder.parent / "out"
     plan.write_text(json.dumps(plan_of().dump()))
     assert run(["guard", "inspect", str(folder), "--plan", str(plan), "--out", str(out), "--json"]) == code
@@ -345,7 +288,7 @@ def test_the_command_answers_by_its_contract(
     assert {"ok", "checks", "released", "covert_bound_bits"} <= report.keys()
     assert report["ok"] is (code == 0)
     assert "Traceback" not in said.err
-    assert [path.name for path in out.glob("*")] == ([FILE] if code == 0 else [])
+    assert [path.name for path in out.glob("*")] == ([WEIGHTS] if code == 0 else [])
 
 
 def test_pickles_here_are_real() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,11 @@ import safetensors.numpy
 
 from rapha.cli.main import run
 from rapha.evidence import canonical
-from rapha.runtime.guard.codes import CODES, Finding
+from rapha.runtime.guard import process
 from rapha.runtime.guard.confined import run_in_process
 from rapha.runtime.guard.inspection import inspect
-from rapha.runtime.guard.process import ENVIRONMENT, believed, encode_request, run_in_child, take
-from rapha.runtime.guard.report import GuardReport, refusal
-from rapha.runtime.sandbox.interface import Ending, Outcome, Running, Spec
-from rapha.spec.refusals import Refused
+from rapha.runtime.guard.process import ENVIRONMENT, encode_request, run_in_child
+from rapha.runtime.guard.report import GuardReport
 from rapha.spec.release_plan import ReleasePlan
 
 PLAN_JSON: dict[str, Any] = {
@@ -92,95 +92,6 @@ def test_a_deadline(folder: Path, tmp_path: Path) -> None:
     assert not any((tmp_path / "out").glob("*"))
 
 
-class Answering:
-    """A sandbox, by its production interface, that does what a test says instead of running anything."""
-
-    name = "answering"
-
-    def __init__(self, act: Callable[[Spec], Outcome]) -> None:
-        self._act = act
-        self.pid = 0
-
-    def check(self) -> Mapping[str, str]:
-        return {}
-
-    def start(self, spec: Spec) -> Running:
-        outcome = self._act(spec)
-
-        class Done:
-            pid = 0
-
-            def wait(self) -> Outcome:
-                return outcome
-
-            def kill(self) -> None:
-                return None
-
-        return Done()
-
-
-def ended(ending: Ending = Ending.exited, code: int = 0, anomalies: tuple[str, ...] = ()) -> Outcome:
-    return Outcome(ending, code, 0.1, 0.1, 1, {}, anomalies)
-
-
-def lying(change: Callable[[Path, dict[str, Any]], object]) -> Callable[[Spec], Outcome]:
-    """The real guard's answer, with `change` made to its files and report."""
-
-    def act(spec: Spec) -> Outcome:
-        assert spec.out is not None
-        given = next(m.source for m in spec.mounts if m.dest == "/rapha/in/outputs")
-        assert given is not None
-        report = inspect(given, PLAN, spec.out).dump()
-        change(spec.out, report)
-        (spec.out / "report.guard").write_bytes(canonical.dumps(report))
-        return ended()
-
-    return act
-
-
-def refuse(_: Spec) -> Outcome:
-    raise Refused("node.sandbox_unavailable", "no namespaces")
-
-
-LIES: dict[str, tuple[str, Callable[[Spec], Outcome]]] = {
-    "no sandbox": ("guard.sandbox", refuse),
-    "late": ("guard.time", lambda _: ended(Ending.timeout, 124)),
-    "out of memory": ("guard.died", lambda _: ended(Ending.memory, 137)),
-    "killed": ("guard.died", lambda _: ended(Ending.killed, 137)),
-    "crashed": ("guard.died", lambda _: ended(code=139)),
-    "no report": ("guard.died", lambda _: ended()),
-    "anomalies": ("guard.died", lambda _: ended(anomalies=("x: FIFO",))),
-    "other bytes": ("guard.died", lying(lambda out, _: (out / "metrics.json").write_bytes(b'{"loss":9.13}'))),
-    "extra file": ("guard.died", lying(lambda out, _: (out / "more").write_bytes(b"x"))),
-    "file missing": ("guard.died", lying(lambda out, _: (out / "metrics.json").unlink())),
-    "too large": ("guard.died", lying(lambda out, _: (out / "metrics.json").write_bytes(bytes(9999)))),
-    "other plan": ("guard.died", lying(lambda _, report: report.update(plan_digest="0" * 64))),
-    "fewer files": ("guard.died", lying(lambda _, report: report.update(released=[]))),
-    "unknown field": ("guard.died", lying(lambda _, report: report.update(note="Mary Smith"))),
-}
-
-
-@pytest.mark.parametrize("name", LIES)
-def test_a_process_is_not_believed(folder: Path, tmp_path: Path, name: str) -> None:
-    code, act = LIES[name]
-    report = run_in_process(folder, PLAN, tmp_path / "out", sandbox=Answering(act))
-    assert (report.ok, report.decided, report.code) == (False, False, code)
-    assert not any((tmp_path / "out").glob("*"))
-
-
-def test_an_honest_sandbox_is_believed(folder: Path, tmp_path: Path) -> None:
-    report = run_in_process(folder, PLAN, tmp_path / "out", sandbox=Answering(lying(lambda *_: None)))
-    assert report.ok
-    take(tmp_path / "out", report, PLAN, None)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == set(PLAN.files)
-
-
-@pytest.mark.parametrize("answer", [b"", b"{}", b"[]", b"\xff", b"Traceback", b"null"])
-def test_nonsense_is_no_report(answer: bytes) -> None:
-    with pytest.raises(Finding, match=r"guard\.died"):
-        believed(answer, PLAN)
-
-
 REQUEST: dict[str, Any] = {"directory": "/nowhere", "plan": PLAN_JSON, "out": None}
 
 
@@ -203,12 +114,6 @@ def test_the_process_answers_every_request_with_its_exit_code(request_: bytes, c
     assert done.returncode == code
     assert b"Traceback" not in done.stderr
     assert bool(done.stdout) == (code != 2)
-
-
-def test_every_code_has_a_refusal_report() -> None:
-    for code, (n, _) in CODES.items():
-        report = refusal(PLAN, Finding(code))
-        assert [check.n for check in report.checks if check.verdict == "fail"] == [n]
 
 
 def command(folder: Path, *more: str, plan: Any = PLAN_JSON) -> int:
@@ -253,3 +158,95 @@ def test_wrong_calls(folder: Path, tmp_path: Path) -> None:
     assert run(["guard", "inspect", str(folder)]) == 2
     assert command(folder, "--out", str(folder)) == 2
     assert command(folder, "--out", str(folder / "metrics.json")) == 2
+    assert command(folder, "--out", str(folder / "metrics.json/out")) == 2
+    assert command(folder, "--out", "n" * 300) == 2
+    assert command(tmp_path / ("n" * 300)) == 2
+
+
+def test_a_path_that_json_does_not_hold_is_undecided(folder: Path, tmp_path: Path) -> None:
+    for given, out in ((tmp_path / os.fsdecode(b"\xff"), None), (folder, tmp_path / os.fsdecode(b"\xff"))):
+        report = run_in_child(given, PLAN, out)
+        assert (report.decided, report.code) == (False, "guard.directory")
+
+
+def test_a_working_folder_that_is_gone_is_undecided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run_in_child(Path("in"), PLAN).code == "guard.directory"
+
+
+def test_a_process_that_cannot_be_started_is_undecided(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    report = run_in_child(folder, PLAN, tmp_path / "out")
+    assert (report.decided, report.code) == (False, "guard.died")
+
+
+def test_a_process_without_a_deadline_is_undecided(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Timer, "start", none)
+    report = run_in_child(folder, PLAN, tmp_path / "out")
+    assert (report.decided, report.code) == (False, "guard.memory")
+
+
+def test_who_is_interrupted_leaves_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a process, nor half a file, nor a thread that holds the interpreter until the deadline."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def interrupted(child: subprocess.Popen[bytes], _: bytes) -> bytes:
+        started.append(child)
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(process, "_talk", interrupted)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        run_in_child(folder, PLAN, tmp_path / "out")
+    assert not any((tmp_path / "out").iterdir())
+    assert started[0].wait() != 0
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):
+            thread.join()
+    assert threading.active_count() <= before
+
+
+def program(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["exit 0", "exec 0<&-; exit 1", "cat", "kill -9 $$", "head -c 20000000 /dev/zero", "exit 2"]
+)
+def test_a_child_that_is_not_the_guard(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(sys, "executable", program(tmp_path / "child", text))
+    report = run_in_child(folder, PLAN, tmp_path / "out")
+    assert (report.ok, report.decided, report.code) == (False, False, "guard.died")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_child_that_hangs_is_killed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", program(tmp_path / "child", "exec sleep 60"))
+    assert run_in_child(folder, PLAN, timeout_s=0.2).code == "guard.time"
+
+
+def test_a_child_that_dies_before_it_reads_a_long_plan(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = [PLAN_JSON["weights"]["tensors"][0] | {"name": f"layer.{n}.weight"} for n in range(5000)]
+    weights = PLAN_JSON["weights"] | {"tensors": tensors}
+    plan = ReleasePlan.parse({"version": 1, "max_bytes": 2**22, "weights": weights})
+    monkeypatch.setattr(sys, "executable", program(tmp_path / "child", "exit 0"))
+    assert run_in_child(folder, plan).code == "guard.died"

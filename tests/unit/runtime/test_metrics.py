@@ -241,21 +241,26 @@ def test_published_values_have_no_negative_zero() -> None:
     assert str(published("auroc", -0.0)) == "0.0"
 
 
+def rounding(seed: int) -> Callable[[float], float]:
+    draw = np.random.default_rng(seed)
+    return lambda step: float(draw.random())
+
+
 @given(share=st.floats(0, 1), grain=st.floats(0.001, 1), seed=st.integers(0, 99))
 def test_a_value_is_told_within_a_step_that_is_no_finer_than_its_grain(
     share: float, grain: float, seed: int
 ) -> None:
-    told = coarse("auroc", share, grain, np.random.default_rng(seed))
+    told = coarse("auroc", share, grain, rounding(seed))
     assert told.step >= grain * (1 - 1e-6) and (1 / told.step) == pytest.approx(round(1 / told.step))
     assert abs(told.value - share) <= told.step + 1e-9
     assert told.value / told.step == pytest.approx(round(told.value / told.step))
-    amount = coarse("rmse", 1000 * share, 30 * grain, np.random.default_rng(seed))
+    amount = coarse("rmse", 1000 * share, 30 * grain, rounding(seed))
     assert abs(amount.value - 1000 * share) <= amount.step <= 30 * grain * 2.5 + 1e-9
 
 
 def test_values_are_right_on_average() -> None:
-    draw = np.random.default_rng(0)
-    told = [coarse("accuracy", 0.8731, 0.01, draw).value for _ in range(20000)]
+    chance = rounding(0)
+    told = [coarse("accuracy", 0.8731, 0.01, chance).value for _ in range(20000)]
     assert set(np.round(told, 3)) == {0.87, 0.88}
     assert np.mean(told) == pytest.approx(0.8731, abs=0.0003)
 

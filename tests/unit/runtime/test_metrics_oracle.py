@@ -241,3 +241,47 @@ def test_an_admitted_number_is_never_about_one_patient(moves: list[float]) -> No
         assert size.sum() * (1 + 1e-6) >= 10 * size.max()
         assert 2 * (size**2).sum() * (1 + 1e-6) >= 10 * size.max() ** 2
         assert grain >= size.max() and math.isfinite(grain)
+
+
+def guessed_from(told: list[dict[str, float]]) -> float:
+    """As `guessed`, of results whose first patient's label is 0 and 1 in turn."""
+    keys = sorted({key for one in told for key in one})
+    seen = np.array([[one.get(key, -1.0) for key in keys] for one in told])
+    attacker = make_pipeline(StandardScaler(), LogisticRegression(C=1e4, max_iter=3000))
+    return float(cross_val_score(attacker, seen, np.arange(len(told)) % 2, cv=5).mean())
+
+
+@pytest.mark.parametrize("sizes", [(20, 20), (20, 20, 20), (10, 10, 10, 10, 10), (25, 24)])
+def test_groups_that_are_others_and_one_patient_are_left_out(
+    sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every difference of two sets has a minimum cell; the last less all others is one patient."""
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 2)
+    monkeypatch.setattr(bootstrap, "LEAST_RESAMPLES", 2)
+    place = np.arange(PATIENTS)
+    ends = np.cumsum(sizes)
+    groups = {f"f{n}=1": (place > ends[n] - sizes[n]) & (place <= ends[n]) for n in range(len(sizes))}
+    groups["h=1"] = place <= ends[-1]
+    told = [
+        evaluate(["accuracy"], Labels(truth(seed, seed % 2)), others_at(0.3, 0.3), seed=seed, groups=groups)
+        for seed in range(100)
+    ]
+    assert all("accuracy@f0=1" in one and "accuracy@h=1" not in one for one in told)
+    assert guessed_from(told) < 0.69 + 3 * 0.05
+
+
+def test_what_is_asked_again_is_told_again() -> None:
+    """Another plan, order of it, scale of the scores or name of a group gives nobody a second draw."""
+    draw, labels = np.random.default_rng(3), truth(3)
+    scores = np.clip(0.4 * labels + 0.6 * draw.random(PATIENTS), 0, 1)
+    everybody = np.ones(PATIENTS, np.bool_)
+    first = evaluate(["auroc", "accuracy"], Labels(labels), column(scores), seed=1)
+    again = evaluate(
+        ["brier", "accuracy", "auroc"], Labels(labels), column(scores), seed=1, groups={"f=1": everybody}
+    )
+    assert first.items() <= again.items()
+    assert all(again[key.replace("auroc", "auroc@f=1")] == again[key] for key in first if "auroc" in key)
+    squared = evaluate(["auroc"], Labels(labels), column(scores**2), seed=1)
+    assert squared.items() <= first.items()
+    others = {evaluate(["auroc"], Labels(labels), column(scores), seed=s)["auroc"] for s in range(40)}
+    assert len(others) > 1, "another dataset rounds otherwise"

@@ -95,6 +95,11 @@ def test_a_limit_that_chance_would_break_is_none() -> None:
         LeakageTest(shadows=8, most_tpr=0.009)
 
 
+def test_a_limit_that_no_shadow_is_trained_for_is_none() -> None:
+    with pytest.raises(ValidationError, match="most_tpr"):
+        LeakageTest(most_tpr=0.02)
+
+
 @pytest.mark.parametrize("shadows", range(1, LEAST_SHADOWS))
 def test_a_test_that_could_never_be_measured_is_no_test(shadows: int) -> None:
     with pytest.raises(ValidationError, match="shadows"):

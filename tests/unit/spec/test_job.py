@@ -78,6 +78,8 @@ def test_every_field_of_the_documented_example_parses_exactly() -> None:
             "file": "model.safetensors",
             "release_dtype": "bf16",
             "tensors": [{"name": "fc.weight", "dtype": "F32", "shape": [10, 4], "min": -16.0, "max": 16.0}],
+            "bits": None,
+            "noise": None,
         },
         "self_reported": {
             "file": "metrics.json",

@@ -23,6 +23,7 @@ RECEIPT: dict[str, Any] = {
         **{
             "opt_out_version": SHA,
             "content": SHA,
+            "ledger": SHA,
             "confinement": "memory",
             "funnel": {"matched": 569, "opted-out": "<10"},
         },

@@ -61,7 +61,14 @@ def test_what_no_plan_has_a_place_for_is_refused(encoder: Encoder) -> None:
         ("sign", "bf16-noise", 0.9),
         ("all-bits", "bf16", 14.9),
         ("all-bits", "f32", 30.9),
-        ("all-bits", "int8", 6.9),
+        ("all-bits", "int8", 7.8),
+        ("all-bits", "int4", 3.8),
+        ("all-bits", "int2", 1.57),
+        ("all-bits", "bf16-noise", 12.9),
+        ("all-bits", "int8-noise", 7.8),
+        ("amplitude", "f32", 4.9),
+        ("amplitude", "bf16-noise", 4),
+        ("amplitude", "int8-noise", 4),
     ],
 )
 def test_signs_and_learned_payloads_do_survive(name: str, release: str, least: float) -> None:

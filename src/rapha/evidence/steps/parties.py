@@ -51,7 +51,8 @@ def step_job(case: Case) -> str:
     case.proves.append("a developer named in the agreement signed this job before any record was opened")
     if case.job.kind == "evaluate":
         case.proves.append(
-            f"the job that was signed names the model to measure: SHA-256 {case.job.model.base}"
+            f"the job that was signed names the model to measure: SHA-256 {case.job.model.base}; the metrics "
+            "are those of the image with it inside"
         )
     return f"{case.job.name} {case.job_id[:16]}…"
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from rapha.evidence.steps.case import Case
-from rapha.spec.disclosure import Guarantee
+from rapha.spec.accountant import spent
+from rapha.spec.disclosure import ACCOUNTANT, Guarantee
 from rapha.spec.private import PrivateTraining
 from rapha.spec.refusals import Refused
+
+_ROUNDING: Final = 1 + 1e-6
+"""Between the accountant by which the node chose the noise and the one here."""
 
 
 def check_guarantee(case: Case) -> None:
     """The receipt has a guarantee exactly where the signed job asks for one, and no weaker one.
 
-    That so much noise keeps so small an epsilon anyone can compute again from the numbers in it; that it was
-    added is the word of the node, as strong as its evidence.
+    That so much noise keeps so small an epsilon is computed again from the numbers in it; that it was added
+    is the word of the node, as strong as its evidence.
 
     Raises:
         Refused: `policy.private`.
@@ -39,3 +45,10 @@ def _check_terms(private: PrivateTraining, promised: Guarantee) -> None:
     told = (promised.mechanism, promised.sample_rate, promised.steps, promised.clip)
     if told != ("dp-sgd", private.sample_rate, private.steps, private.clip):
         raise Refused("policy.private", "the guarantee is of another training than the signed job declares")
+    if promised.accountant != ACCOUNTANT:
+        raise Refused("policy.private", f"the guarantee is by another accountant than {ACCOUNTANT}")
+    kept = promised.delta > 0 and promised.epsilon * _ROUNDING >= spent(
+        promised.noise_multiplier, promised.sample_rate, promised.steps, promised.delta
+    )
+    if not kept:
+        raise Refused("policy.private", "so little noise does not keep the epsilon of the guarantee")

@@ -38,8 +38,14 @@ def step_guard(case: Case) -> str:
             "job.outputs", "the covert bound is not the guard's, or less than the plan's outputs hold"
         )
     check_guarantee(case)
-    case.proves.append(f"the released bytes were rebuilt from the release plan and hold at most {bits} bits")
+    case.proves.append(f"{_made(plan)}, and hold at most {bits} bits")
     return f"{len(section.released)} artifacts, covert bound {bits} bits"
+
+
+def _made(plan: ReleasePlan) -> str:
+    if plan.files:
+        return "the released bytes were rebuilt from the release plan"
+    return "the released bytes are the node's own numbers, none of them written by the job"
 
 
 def _check_verdicts(case: Case, section: GuardSection) -> None:
@@ -49,6 +55,8 @@ def _check_verdicts(case: Case, section: GuardSection) -> None:
     for n in REBUILDING:
         if verdicts.get(n) != _wanted(case, n):
             raise Refused("job.outputs", f"guard check {n} is not told as this job's plan has it")
+    if case.job.kind == "evaluate" and set(verdicts.values()) != {"not_run"}:
+        raise Refused("job.outputs", "an evaluation leaves the guard nothing to look at, and a check passed")
 
 
 def _wanted(case: Case, n: int) -> str:

@@ -1,6 +1,7 @@
 """Check 8 where the records are: who trained the model, and who did not, without saying so to anyone.
 
-Members are the patients whose training records the meter counted, non-members those of the held-out split.
+Members are the patients whose training records the meter counted, non-members those whose records of the
+held-out split it counted.
 The pipeline runs the job's own code again, on halves of the members that are drawn here, and passes
 predictions back; labels, and who was in which half, never leave this process. What comes out is `Leakage`.
 
@@ -57,15 +58,16 @@ class Auditor:
         self._asked = job.request.manifest.disclosure.leakage
         self._seed = int.from_bytes(job.derive("leakage"))
         self._meter: Meter | None = None
-        trained = np.intersect1d(used, ready.train)
+        trained, tested = np.intersect1d(used, ready.train), np.intersect1d(used, ready.test)
         if not len(trained):
             raise Refused("policy.conflict", "the job was handed no record to train on")
         # Mixed, so that a place in the list says nothing.
-        self._listed = self._generator(_ORDER).permutation(np.concatenate([trained, ready.test]))
+        self._listed = self._generator(_ORDER).permutation(np.concatenate([trained, tested]))
         self._patient = np.unique(ready.store.patients[self._listed], return_inverse=True)[1]
         self._records = np.bincount(self._patient)
         self._member = np.ones(len(self._records), dtype=np.bool_)
-        self._member[self._patient[np.isin(self._listed, ready.test)]] = False
+        self._member[self._patient[np.isin(self._listed, tested)]] = False
+        self._held = ready.selection.held
         labels = column(ready.store, target.label, self._listed)
         self._canaries = canaries.choose(
             np.flatnonzero(self._member),
@@ -120,7 +122,7 @@ class Auditor:
 
         Raises:
             Refused: `job.outputs` for predictions that don't fit, and for a shadow that read none of its
-                records; `policy.conflict` out of order.
+                records, or came to nothing; `policy.conflict` out of order.
         """
         if shadow is None:
             self._scale = scale_of(self._truth, predictions)
@@ -131,7 +133,7 @@ class Auditor:
         without = self._without(shadow)
         if shadow not in self._trained:
             raise Refused("job.outputs", "the shadow read none of its records")
-        confidence = self._by_patient(self._truth, predictions)
+        confidence = _comparable(self._by_patient(self._truth, predictions), self._model)
         if len(self._canaries.patients):
             wrong = self._by_patient(self._planted, predictions)[self._canaries.patients]
             self._of_canaries.append((wrong, ~without[self._canaries.patients]))
@@ -150,9 +152,9 @@ class Auditor:
         if members < LEAST_MEMBERS:
             return _told(found, reason=f"the job was given records of fewer than {LEAST_MEMBERS} patients")
         if found.non_members < LEAST_NON_MEMBERS:
-            return _told(
-                found, verdict="not_resolvable", reason=f"fewer than {LEAST_NON_MEMBERS} non-members"
-            )
+            few, narrowed = f"fewer than {LEAST_NON_MEMBERS} non-members", self._held >= LEAST_NON_MEMBERS
+            reason = f"{few} in what the job asked for and read; the dataset has more" if narrowed else few
+            return _told(found, verdict="not_resolvable", narrowed=narrowed, reason=reason)
         if self._model is None or len(self._seen) < LEAST_SHADOWS:
             return _told(found, reason=f"fewer than {LEAST_SHADOWS} shadow models were trained")
         scores = self._outs.scores(self._model)
@@ -249,6 +251,21 @@ class Auditor:
                 key=self._job.derive("leakage-meter"),
             )
         return self._meter
+
+
+def _comparable(confidence: Floats, model: Floats) -> Floats:
+    """A shadow's `confidence`, no farther from what the released `model` shows than that is wide, or large.
+
+    Training may diverge on a half. Averaged with the others, one such shadow would hide half of the members.
+
+    Raises:
+        Refused: `job.outputs` where more than half of the patients lie farther away.
+    """
+    lowest, highest = float(model.min()), float(model.max())
+    width = max(highest - lowest, abs(lowest), abs(highest)) or np.inf
+    if not lowest - width <= float(np.median(confidence)) <= highest + width:
+        raise Refused("job.outputs", "the shadow came to nothing like the released model")
+    return np.clip(confidence, lowest - width, highest + width)
 
 
 def _told(found: Leakage, **changes: Any) -> Leakage:

@@ -50,23 +50,27 @@ def choose(
 ) -> Canaries:
     """At most `count` members, and wrong labels for all of their records.
 
+    A member with a record of which no wrong label is known is none: its own would be no canary's.
+
     Args:
         members: patient numbers.
         patient: the number of each record of the attack's list.
         labels: of each of those records, as stored.
     """
-    chosen = np.sort(generator.permutation(members)[: min(count, len(members) // SHARE)])
-    records = np.flatnonzero(np.isin(patient, chosen))
     wrong = wrong_labels(labels, target)
     if wrong is None:
-        return Canaries(chosen[:0], records[:0], labels[:0])
+        return Canaries(members[:0], members[:0], labels[:0])
+    able = np.setdiff1d(members, patient[wrong == labels])
+    chosen = np.sort(generator.permutation(able)[: min(count, len(members) // SHARE)])
+    records = np.flatnonzero(np.isin(patient, chosen))
     return Canaries(chosen, records, wrong[records])
 
 
 def wrong_labels(labels: NDArray[Any], target: Target) -> NDArray[Any] | None:
-    """A label for each record that is not its own, from among those that occur; None where there is but one.
+    """A label for each record, from among those that occur; None where there is but one.
 
-    For two classes the other one, for more the next; for a quantity or a time, that of the opposite rank.
+    For two classes the other one, for more the next; for a quantity or a time, that of the opposite rank,
+    which in the middle and of equal ones may be the record's own.
     """
     values, counts = np.unique(labels, return_counts=True)
     if target.event is None and target.positive is not None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
-from rapha.node.datasets import control, frames
+from rapha.node.datasets import control, frames, wire
 from rapha.spec.refusals import Refused
 
 _END_SECONDS: Final = 10.0
@@ -91,7 +91,7 @@ class Channel:
             if self._sock.fileno() >= 0:
                 self._sock.settimeout(_END_SECONDS)
                 with contextlib.suppress(frames.Closed, TimeoutError):
-                    frames.send(self._sock, control.request_frame(control.Close()))
+                    frames.send(self._sock, wire.request_frame(control.Close()))
             try:
                 self._process.wait(_END_SECONDS)
             except subprocess.TimeoutExpired:
@@ -107,7 +107,7 @@ class Channel:
     ) -> tuple[Mapping[str, Any], int | None]:
         """The reply; `long` work is given up when the node is told to stop, or after `limit_s`."""
         try:
-            frames.send(self._sock, control.request_frame(request), descriptor)
+            frames.send(self._sock, wire.request_frame(request), descriptor)
             begun, limit_s = time.monotonic(), min(limit_s, self._limit_s)
             while True:
                 if long:
@@ -116,7 +116,7 @@ class Channel:
                 if "event" in frame:
                     self._take_event(frame)
                     continue
-                return control.read_reply(frame), received
+                return wire.read_reply(frame), received
         except frames.Closed:
             raise Refused("node.internal", "the dataset process ended") from None
 

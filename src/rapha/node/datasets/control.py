@@ -1,4 +1,4 @@
-"""What the pipeline and the dataset process say to each other; `frames` says how it is framed.
+"""What the pipeline and the dataset process say to each other; `wire` writes it as JSON, `frames` frames it.
 
     request = {"command": name, "arguments": {…}}
     reply   = {"done": {…}} | {"refused": {"code": …, "detail": …}}
@@ -10,8 +10,7 @@ leave the process that holds the records.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field as Bounds
 from pydantic import StringConstraints
@@ -24,7 +23,6 @@ from rapha.spec.dataset import Count, DatasetManifest
 from rapha.spec.disclosure import Balance, Leakage, Price, Searched
 from rapha.spec.job import Kind, Purpose
 from rapha.spec.paths import AbsolutePath
-from rapha.spec.refusals import REGISTRY, Refused
 from rapha.spec.release_plan import TrustedMetric
 from rapha.spec.subgroups import Subgroup
 from rapha.spec.surface import MetricName
@@ -273,56 +271,3 @@ Request = (
     | Settle
     | Inspect
 )
-_REQUESTS: Final[dict[str, type[Request]]] = {
-    "resolve": Resolve,
-    "describe": Describe,
-    "prepare": Prepare,
-    "estimate": Estimate,
-    "serve": Serve,
-    "usage": Usage,
-    "score": Score,
-    "groups": Groups,
-    "observe": Observe,
-    "audit": Audit,
-    "search": Search,
-    "reserve": Reserve,
-    "settle": Settle,
-    "inspect": Inspect,
-    "close": Close,
-}
-_NAMES: Final = {kind: name for name, kind in _REQUESTS.items()}
-
-
-def request_frame(request: Request) -> dict[str, Any]:
-    """A request as JSON types."""
-    return {"command": _NAMES[type(request)], "arguments": request.dump()}
-
-
-def read_request(frame: dict[str, Any]) -> Request:
-    """Parse a request. Raises `Refused` (`schema.*`)."""
-    kind = _REQUESTS.get(str(frame.get("command")))
-    if kind is None:
-        raise Refused("schema.field_invalid", "command: not one of the dataset process's")
-    return kind.parse(frame.get("arguments"), "arguments")
-
-
-def refusal_frame(refused: Refused) -> dict[str, Any]:
-    """A refusal as it may leave: a code that depends on records takes no words along."""
-    entry = REGISTRY[refused.code]
-    detail = entry.meaning if entry.depends_on_records else refused.detail
-    return {"refused": {"code": refused.code, "detail": detail}}
-
-
-def read_reply(frame: dict[str, Any]) -> Mapping[str, Any]:
-    """The fields of a `done` reply.
-
-    Raises:
-        Refused: what the process refused, or `node.internal` if it sent something else.
-    """
-    match frame:
-        case {"done": dict(done), **rest} if not rest:
-            return done
-        case {"refused": {"code": str(code), "detail": str(detail)}} if code in REGISTRY:
-            raise Refused(code, detail)
-        case _:
-            raise Refused("node.internal", "the dataset process sent no reply")

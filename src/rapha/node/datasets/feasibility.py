@@ -10,8 +10,8 @@
 
 The noise is drawn from the manifest's salt, and the set of patients (or records) that match, not from the
 question nor from the hospital's key, which rotates. So asking again, in other words, in another order or in
-another year, gets the same answer, no second draw to average, and is not counted a second time. Counts of
-different cohorts can be compared: how many may be told is one of the dataset's caps.
+another year, gets the same answer, and no second draw to average. In the same words, it is not counted a
+second time. Counts of different cohorts can be compared: how many may be told is one of the dataset's caps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 from typing import Final
@@ -27,8 +27,7 @@ from typing import Final
 import numpy as np
 
 from rapha.node.datasets import consent, control
-from rapha.node.datasets.ledger.charge import now
-from rapha.node.datasets.ledger.entries import Answered
+from rapha.node.datasets.ledger.charge import asked, now
 from rapha.node.datasets.ledger.ledger import opened
 from rapha.node.datasets.ledger.tokens import question
 from rapha.node.datasets.resolve import numbered, opted_out_records, readable_records
@@ -46,15 +45,10 @@ CUT: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Feasible:
-    """What may be told of a cohort: counts in steps of the bucket, or `<cell` for both.
-
-    Attributes:
-        question: keyed digest of who and what was counted.
-    """
+    """What may be told of a cohort: counts in steps of the bucket, or `<cell` for both."""
 
     patients: int | str
     records: int | str
-    question: str = field(compare=False)
 
 
 def feasibility(
@@ -81,17 +75,16 @@ def feasibility(
     which = _set_of(_locators(records, chosen))
     noise = _noise(manifest, "patients", who)
     others = _noise(manifest, "outside", _set_of(names[number] for number in outside.tolist()))
-    asked = question(manifest.salt, manifest.dataset, b"feasibility", who, which)
     # 3. cells
     few, cell = f"<{manifest.minimum_cell}", manifest.minimum_cell
     if len(inside) + noise - CUT < cell or (len(outside) and len(outside) + others - CUT < cell):
-        return Feasible(few, few, asked)
+        return Feasible(few, few)
     # 4. buckets
     count, scale = int(np.count_nonzero(chosen)), _most(patient_of, usable)
     # Where each patient has one record, both counts are the same: two draws would tell more of it than one.
     drawn = noise if scale == 1 else scale * _noise(manifest, "records", which)
     bucket = manifest.billing_bucket
-    return Feasible(_floor(len(inside) + noise, bucket), _floor(max(count + drawn, 0), bucket), asked)
+    return Feasible(_floor(len(inside) + noise, bucket), _floor(max(count + drawn, 0), bucket))
 
 
 def estimate(
@@ -113,7 +106,7 @@ def estimate(
         records.close()
     # 5. ledger
     with opened(Path(request.ledger), manifest, request.seen) as ledger:
-        ledger.answer(Answered(question=found.question), now())
+        ledger.answer(asked(manifest, listed, request.cohort), now())
     return control.Estimated(records=found.records, patients=found.patients)
 
 

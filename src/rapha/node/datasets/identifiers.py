@@ -10,6 +10,8 @@ allowed a file that a conforming job never meets one:
     certain   together at most `_FALSE`: one hit is enough
     paired    together at most sqrt(`_FALSE`): counts where two different ones are found in different places
     too short left out, and counted; so is what a table of ordinary numbers spells, such as 12345678
+
+That is for bytes at large. What a file of digits spells anyway, `hunt` leaves out of account.
 """
 
 from __future__ import annotations
@@ -20,23 +22,19 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from ahocorasick_rs import BytesAhoCorasick
 
 from rapha.node.datasets.characters import VIEWS, WIDEST, Alphabet, Characters, spelled
 from rapha.node.datasets.control import Content
+from rapha.node.datasets.hunt import LONGEST, Hunt
 from rapha.spec.disclosure import Searched
 
 _FALSE: Final = 2.5e-10
 """False hits a file, of either kind; a job has at most two rebuilt files."""
-_LONGEST: Final = 64
-"""Bytes: of longer texts the end is looked for, which is what tells UIDs of one root apart."""
 _NEWS: Final = 3
 """Unforeseen characters in a text that no table of ordinary numbers spells."""
 _CHUNK: Final = 2**20
-_OVERLAP: Final = 2 * _LONGEST * WIDEST
+_OVERLAP: Final = 2 * LONGEST * WIDEST
 """No text is longer, in any encoding, so none is cut by every chunk that it touches."""
-_BLOCK: Final = 2**20
-"""Bytes of texts in one automaton, which takes about a hundred times as much memory."""
 _GATHERED: Final = 2**26
 """Characters that are collected before they are searched."""
 _DIGITS: Final = b"0123456789"
@@ -78,10 +76,9 @@ def search(data: memoryview, identifiers: Iterable[str], content: Content) -> Se
     """
     wanted = choose(frozenset(identifiers), len(data), content)
     alphabet = wanted.alphabet
-    found = False
-    if alphabet is not None:
-        hunt = _Hunt(wanted)
-        found = any(hunt.finds(batch) for batch in _batches(_spelled(data, alphabet, content)))
+    found = alphabet is not None and Hunt(wanted.certain, wanted.paired).finds(
+        _batches(_spelled(data, alphabet, content))
+    )
     return Searched(found=found, searched=wanted.searched, too_short=wanted.too_short)
 
 
@@ -112,12 +109,16 @@ def texts(identifier: str) -> frozenset[bytes]:
         written = {t.encode("utf-8", "surrogatepass") for t in (trimmed, trimmed.lower(), trimmed.upper())}
         if all(ord(character) < 256 for character in trimmed):
             written.add(trimmed.encode("latin-1"))
-    tails = {text.lower()[-_LONGEST:] for text in written}
+    # Of longer texts the end is looked for, which is what tells UIDs of one root apart.
+    tails = {text.lower()[-LONGEST:] for text in written}
     return frozenset(text for text in tails if 0 not in text and _tells(text))
 
 
 def _tells(text: bytes) -> bool:
-    """Whether some characters are neither what a constant, nor a progression, nor two in turn would give."""
+    """Whether some characters are neither what a constant, nor a progression, nor two in turn would give, and
+    the whole is no table of indices either: 01122334 is edges of a path, or 00112233 each number twice."""
+    if any(_repeats(text, period) for period in (2, 3)):
+        return False
     news = 0
     for at, code in enumerate(text):
         before, last = text[at - 2] if at > 1 else -1, text[at - 1] if at else -1
@@ -125,6 +126,12 @@ def _tells(text: bytes) -> bool:
         if news >= _NEWS:
             return True
     return False
+
+
+def _repeats(text: bytes, period: int) -> bool:
+    """Whether every `period` characters the same number is added to each of them."""
+    step = text[period] - text[0] if len(text) > period else 0
+    return all(later - code == step for code, later in zip(text, text[period:], strict=False))
 
 
 def _bits(text: bytes, content: Content) -> int:
@@ -166,65 +173,3 @@ def _batches(parts: Iterable[Characters]) -> Iterator[Characters]:
             held, size = [], 0
     if held:
         yield np.concatenate(held)
-
-
-class _Hunt:
-    """Looks for what is wanted in one batch of characters after another."""
-
-    def __init__(self, wanted: Wanted) -> None:
-        self._wanted = wanted
-        self._batches = 0
-        self._seen: dict[int, tuple[int, int, int]] = {}
-
-    def finds(self, batch: Characters) -> bool:
-        """Whether a certain text, or by now a pair of the others, was found."""
-        self._batches += 1
-        both = [batch.tobytes().lower()]
-        both.append(both[0][::-1])
-        return any(self._certain(both)) or any(self._paired(both))
-
-    def _certain(self, both: list[bytes]) -> Iterator[bool]:
-        for block in _blocks(self._wanted.certain):
-            automaton = BytesAhoCorasick(block)
-            for way in both:
-                yield any(_matches(automaton, way))
-
-    def _paired(self, both: list[bytes]) -> Iterator[bool]:
-        size = len(both[0])
-        for block in _blocks(self._wanted.paired):
-            automaton = BytesAhoCorasick(block)
-            for backwards, way in enumerate(both):
-                for which, begin, end in _matches(automaton, way):
-                    place = (size - end, size - begin) if backwards else (begin, end)
-                    yield self._completes_a_pair(self._wanted.paired[block[which]], *place)
-
-    def _completes_a_pair(self, number: int, begin: int, end: int) -> bool:
-        """Whether another one was seen elsewhere: one place may well hold two, one inside the other."""
-        here = self._batches
-        for other, (batch, first, last) in self._seen.items():
-            if other != number and (batch != here or first >= end or last <= begin):
-                return True
-        self._seen.setdefault(number, (here, begin, end))
-        return False
-
-
-def _blocks(texts: dict[bytes, int]) -> Iterator[list[bytes]]:
-    block: list[bytes] = []
-    size = 0
-    for text in texts:
-        block.append(text)
-        size += len(text)
-        if size >= _BLOCK:
-            yield block
-            block, size = [], 0
-    if block:
-        yield block
-
-
-def _matches(automaton: BytesAhoCorasick, characters: bytes) -> Iterator[tuple[int, int, int]]:
-    """Which text, where from and where to; in pieces, so that a file full of hits makes no long list."""
-    view = memoryview(characters)
-    for begin in range(0, len(view), _CHUNK):
-        piece = view[begin : begin + _CHUNK + _LONGEST]
-        for which, first, last in automaton.find_matches_as_indexes(piece):
-            yield which, begin + first, begin + last

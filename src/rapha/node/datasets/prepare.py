@@ -41,6 +41,7 @@ class Ready:
 
     Attributes:
         train, test: positions, int64.
+        order: of `test`, as the source has them, whatever order the job gets.
         labels: what trusted metrics compare with; None where the manifest names no target.
         selection: what is left of the resolved records.
         content: keyed digest of the stored bytes that each record was decoded from.
@@ -51,6 +52,7 @@ class Ready:
     store: PreparedStore
     train: Array
     test: Array
+    order: Array
     labels: Labels | None
     selection: Selection
     content: str
@@ -116,7 +118,17 @@ def prepare(
         raise
     test = np.flatnonzero(is_test)
     scored = _labels(manifest.target, columns, patients, test) if manifest.target else None
-    return Ready(store, np.flatnonzero(~is_test), test, scored, left, content, identifiers, subgroups)
+    return Ready(
+        store,
+        np.flatnonzero(~is_test),
+        test,
+        np.argsort(positions[test]),
+        scored,
+        left,
+        content,
+        identifiers,
+        subgroups,
+    )
 
 
 def check_room(

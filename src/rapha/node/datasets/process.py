@@ -19,8 +19,9 @@ import time
 import traceback
 from typing import Any, BinaryIO, Final
 
-from rapha.node.datasets import control, frames, memory
+from rapha.node.datasets import control, frames, memory, wire
 from rapha.node.datasets.ledger import messages
+from rapha.node.datasets.ledger.view import inspect
 from rapha.node.datasets.session import Session
 from rapha.spec.disclosure import Balance
 from rapha.spec.refusals import Refused
@@ -66,14 +67,14 @@ class _Process:
     def _answer(self, frame: dict[str, Any], descriptor: int | None) -> bool:
         """Perform one request and send its reply; true when it was `Close`."""
         try:
-            request = control.read_request(frame)
+            request = wire.read_request(frame)
             done, passed = self._perform(request, descriptor)
         except Refused as refused:
-            self._send(control.refusal_frame(refused))
+            self._send(wire.refusal_frame(refused))
             return False
         except Exception as error:  # noqa: BLE001  the words of an exception may quote a record
             _log_place(error)
-            self._send(control.refusal_frame(Refused("node.internal", "the dataset process failed")))
+            self._send(wire.refusal_frame(Refused("node.internal", "the dataset process failed")))
             return False
         with passed or contextlib.nullcontext():
             self._send({"done": done.dump()}, passed)
@@ -124,7 +125,7 @@ class _Process:
             case messages.Settle(bits=bits, released=released):
                 return self.session.settle(bits, released)
             case messages.Inspect():
-                return self.session.inspect(request)
+                return inspect(request)
 
     def _first_record(self) -> None:
         # Sent before the record is handed over, so that the pipeline knows even if this process is killed.

@@ -6,7 +6,8 @@
 4. cells: patients in the cohort ≥ minimum cell; patients with a record outside it 0 or ≥ minimum cell,
    else "everyone but one" and "everyone" would differ by a person
 5. split: train and test by the dataset's fixed patient-level split, each ≥ minimum cell. An evaluation has
-   no train; it measures the test alone, so of the test the patients outside must be 0 or ≥ minimum cell too
+   no train; it measures the test alone, so of the test the patients outside must be 0 or ≥ minimum cell too,
+   and its funnel counts nobody else: the ledger compares no others, so no count may tell of them
 6. cap: where the cohort is larger than `max_records`, a sample of that size is drawn with a key of the job,
    test and train in proportion, each still ≥ minimum cell; so trusted metrics fit under the cap too, and
    two caps that differ by one don't differ by one person
@@ -19,7 +20,7 @@ Whoever asks learns one code and no number from 4 to 7 (gates, "The surface").
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -87,8 +88,10 @@ class Selection:
         kind: of the job; `train` is empty where it is an evaluation.
         train, test: positions, int64.
         patient_of: length n of the source; a dense patient number, −1 where the identifier is unusable.
-        matched, opted_out: length n of the source; what steps 1 and 2 found.
+        matched, opted_out: length n of the source; what steps 1 and 2 found, matches of an evaluation in the
+            test split alone.
         quarantine: length n of the source, uint8 of `Quarantine`.
+        held: usable patients of the whole dataset's held-out split, in the cohort or not.
     """
 
     train: Array
@@ -99,6 +102,7 @@ class Selection:
     quarantine: Array
     funnel: Funnel
     kind: Kind = "train"
+    held: int = 0
 
 
 def resolve(
@@ -139,12 +143,13 @@ def resolve(
     in_test = _per_record(held, patient_of)
     train, test = np.flatnonzero(chosen & ~in_test), np.flatnonzero(chosen & in_test)
     if kind == "evaluate":
-        train = train[:0]
+        train, matched = train[:0], matched & in_test
         held_outside = _patients(outside & in_test, patient_of)
         _demand(held_outside == 0 or held_outside >= cell)
     # 6. cap
     train, test = _sample(train, test, max_records, seed)
-    return _selection(manifest, kind, train, test, patient_of, matched, opted_out, index.quarantine)
+    found = _selection(manifest, kind, train, test, patient_of, matched, opted_out, index.quarantine)
+    return replace(found, held=_patients(readable & ~opted_out & in_test, patient_of))
 
 
 def after_preparation(
@@ -166,7 +171,7 @@ def after_preparation(
     fallen = quarantine != Quarantine.NONE
     verdicts[positions[fallen]] = quarantine[fallen]
     left = verdicts == Quarantine.NONE
-    return _selection(
+    found = _selection(
         manifest,
         selection.kind,
         selection.train[left[selection.train]],
@@ -176,6 +181,8 @@ def after_preparation(
         selection.opted_out,
         verdicts,
     )
+    lost = _distinct(selection.patient_of[selection.test]) - _distinct(selection.patient_of[found.test])
+    return replace(found, held=selection.held - lost)
 
 
 def _selection(

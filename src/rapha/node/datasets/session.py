@@ -15,10 +15,8 @@ from rapha.node.datasets.audit import Auditor
 from rapha.node.datasets.feasibility import estimate
 from rapha.node.datasets.groups import groups
 from rapha.node.datasets.held import Job, resolved
-from rapha.node.datasets.ledger import messages
-from rapha.node.datasets.ledger.charge import Charge
+from rapha.node.datasets.ledger.charge import Charge, afford
 from rapha.node.datasets.ledger.entries import Released
-from rapha.node.datasets.ledger.view import inspect
 from rapha.node.datasets.opening import Sources
 from rapha.node.datasets.predictions import read_predictions
 from rapha.node.datasets.prepare import Ready, prepare
@@ -60,7 +58,7 @@ class Session:
         self._threads = ThreadPoolExecutor(max_workers=1)
 
     def resolve(self, request: control.Resolve) -> control.Resolved:
-        """Gate 5, in this order: the manifest's terms, then the data, then what depends on records.
+        """Gate 5, in this order: the manifest's terms and caps, then the data, then what depends on records.
 
         Raises:
             Refused: `schema.cohort_field`, `consent.*`, `node.key_unsafe`, `node.dataset_*`,
@@ -77,6 +75,7 @@ class Session:
         consent.check_permission(manifest, request.organisation, request.purpose)
         key = HospitalKey.load(Path(request.key_path))
         listed = consent.read_opt_outs(manifest, folder)
+        afford(request, listed)
         records = self._sources.open(manifest, folder, request.means)
         try:
             selection = resolve(
@@ -89,7 +88,7 @@ class Session:
                 kind=request.kind,
             )
             answer = resolved(request, records, selection, key, listed)
-            charge = Charge.admitted(request, records.index, selection, answer.opt_out_version)
+            charge = Charge.admitted(request, records, selection, answer.opt_out_version)
         except BaseException:
             records.close()
             raise
@@ -131,15 +130,15 @@ class Session:
 
     def reserve(self, price: Price) -> Balance:
         """Charge the disclosure ledger, before anything is served. Raises as `Charge.reserve`."""
-        return self._resolved_job().charge.reserve(price, self._prepared().selection)
+        charge, ready = self._resolved_job().charge, self._prepared()
+        balance = charge.reserve(price, ready.selection)
+        told = {name: rows for name, rows in ready.subgroups.items() if name in charge.subgroups}
+        self._ready = dataclasses.replace(ready, subgroups=told)
+        return balance
 
     def settle(self, bits: int, released: Released) -> Balance:
         """Lower the charge to what left; nothing is served any more. Raises as `Charge.settle`."""
         return self._resolved_job().charge.settle(bits, released)
-
-    def inspect(self, request: messages.Inspect) -> messages.Shown:
-        """A ledger in numbers. Raises `Refused` as `rapha.node.datasets.ledger.view.inspect`."""
-        return inspect(request)
 
     def serve(self, split: control.Split, shadow: int | None = None) -> socket.socket:
         """Start a session over `split` in a thread, after ending the last one; returns the job's end.
@@ -188,23 +187,26 @@ class Session:
 
         Raises:
             Refused: `job.outputs` for predictions that don't fit; `node.config` for a dataset without a
-                target; `policy.conflict` before `resolve`.
+                target; `policy.conflict` unless the ledger was charged.
         """
         self.finish()
         job, ready = self._resolved_job(), self._prepared()
+        job.charge.demand()
         job.demand_read(self._metered().usage().unique_records, len(ready.test))
         return score(job, ready, descriptor, metrics)
 
     def observe(self, descriptor: int | None, shadow: int | None) -> control.Done:
         """Take predictions over `audit`. Raises `Refused` as `score`, and as `Auditor.observe`."""
         self.finish()
+        self._resolved_job().charge.demand()
         auditor = self._audited()
         auditor.observe(shadow, read_predictions(descriptor, auditor.rows))
         return control.Done()
 
     def audit(self) -> Leakage:
-        """What check 8 shows by now. Raises `Refused` as `Auditor`."""
+        """What check 8 shows by now. Raises `Refused` as `Auditor`, and unless the ledger was charged."""
         self.finish()
+        self._resolved_job().charge.demand()
         return self._audited().leakage()
 
     def search(self, descriptor: int | None, content: control.Content) -> Searched:

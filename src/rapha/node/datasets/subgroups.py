@@ -40,6 +40,8 @@ def subgroups(store: RecordStore, dense: Indices, patient: Indices) -> dict[str,
         if not 2 <= len(distinct) <= MOST_VALUES:
             continue
         low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
-        for value in distinct.tolist():
-            found[f"{field.name}={value:g}"] = (low == value) & (high == value)
+        for value in distinct:
+            # As short as tells it from all others of its type: a code of eight digits is not its first six.
+            name = f"{field.name}={str(value).removesuffix('.0')}"
+            found[name] = (low == value) & (high == value)
     return found

@@ -13,7 +13,7 @@ from rapha.evidence import canonical
 from rapha.runtime.guard.report import Check, Transform
 from rapha.spec.agreement import Label
 from rapha.spec.base import KeyId, Model, Name, One, Profile, Sha256
-from rapha.spec.disclosure import Balance, Guarantee, Leakage, Price, Searched
+from rapha.spec.disclosure import LEAST_MOST_TPR, Balance, Guarantee, Leakage, Price, Searched
 from rapha.spec.job import Assurance, Purpose
 from rapha.spec.receipt import Count
 from rapha.spec.refusals import Refused
@@ -144,7 +144,9 @@ def checks(
 
 def _of_guard(check: dict[str, Any], searched: Searched | None) -> dict[str, Any]:
     said = {k: check[k] for k in ("n", "id", "verdict", "does_not_show")}
-    if check["n"] != 7 or searched is None:
+    # Without one identifier to look for, or where something else failed, the guard's own words say it.
+    asked = searched is not None and searched.searched > 0
+    if check["n"] != 7 or searched is None or not (searched.found or (asked and check["verdict"] != "fail")):
         return {**said, "found": check["reason"]}
     short = f", {searched.too_short:,} too short to search for" if searched.too_short else ""
     hit = "FOUND" if searched.found else "not found"
@@ -154,8 +156,10 @@ def _of_guard(check: dict[str, Any], searched: Searched | None) -> dict[str, Any
 
 
 def _eighth(leakage: Leakage) -> Verdicted:
-    verdicts = {"measured": "pass", "not_resolvable": "not_resolvable", "not_run": "not_run"}
-    said = {"n": 8, "id": "leakage", "verdict": verdicts[leakage.verdict], "does_not_show": LEAKAGE_SHOWS_NOT}
+    # Without a limit of the hospital's nothing was refused, and a leak that chance can't explain is no pass.
+    measured = "fail" if leakage.low is not None and leakage.low > LEAST_MOST_TPR else "pass"
+    verdict = measured if leakage.verdict == "measured" else leakage.verdict
+    said = {"n": 8, "id": "leakage", "verdict": verdict, "does_not_show": LEAKAGE_SHOWS_NOT}
     return Verdicted.parse({**said, "found": leakage_in_words(leakage)}, "check")
 
 

@@ -24,6 +24,7 @@ GAP: Final = 18.0
 HALF: Final = (RIGHT - LEFT - GAP) / 2
 TOP: Final = HEIGHT - 30.0
 BOTTOM: Final = 24.0
+SMALLEST: Final = 3.5
 PLAIN, BOLD, CODE = "Helvetica", "Helvetica-Bold", "Courier"
 INK, SOFT, RULE, PANEL = "#17212b", "#4a5a68", "#c3cbd2", "#f1f4f6"
 ACCENT, EARLIER, BAD = "#0b5f8a", "#9db4c2", "#a3221b"
@@ -184,7 +185,10 @@ class _Sheet:
         rest = (HALF - first) / (len(cells) - 1)
         self._put(cells[0], x, self.y, first - 4, BOLD if colour == INK else PLAIN, 6.8, colour)
         for at, cell in enumerate(cells[1:], start=1):
-            self._put(cell, x + first + at * rest, self.y, rest - 3, PLAIN, 6.8, colour, right=True)
+            # Smaller rather than cut short: of a number, what is left of it reads as another number.
+            wide = max(1.0, self._width(_printable(cell), PLAIN, 6.8))
+            size = max(SMALLEST, min(6.8, 6.8 * (rest - 3) / wide - 0.01))
+            self._put(cell, x + first + at * rest, self.y, rest - 3, PLAIN, size, colour, right=True)
         self._rule(x, x + HALF, self.y - 2)
         self.y -= 9.4
 

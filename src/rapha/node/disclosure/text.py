@@ -25,23 +25,25 @@ def _lines(shown: View) -> Iterator[str]:
     yield f"slices (512x512x16 bit) or {bound.rows} identifier rows (64 bytes)."
     yield from (f"  {part.name:<46} {part.bits:>16} bits" for part in bound.parts)
     yield from (f"  leaves {name}, {size}" for name, size in bound.files)
+    yield from filter(None, [bound.more_files and f"  leaves {bound.more_files}"])
     yield from ("", shown.ledger, *(f"  {meter.name:<30} {meter.said}" for meter in shown.meters))
     yield from (shown.guarantee, "", "Nine checks")
     for check in shown.checks:
         yield f"  {check.n} {check.id:<10} {check.mark:<15} {check.found}"
         yield f"    does not show: {check.does_not_show}"
-    yield from ("", shown.transformed, *_rows(shown.tensors), shown.measured, *_rows(shown.trusted))
-    yield from (
-        ("The job's own words, checked by nobody:", *_rows(shown.reported)) if shown.reported.rows else ()
-    )
+    yield from ("", shown.transformed)
+    yield from _rows(shown.tensors, "Most changed tensor", "Type", "Clipped", "Largest error")
+    yield shown.measured
+    yield from _rows(shown.trusted, "Measured by the node", "Value", "95% interval")
+    yield from _rows(shown.reported, "The job's own words", "Checked by nobody")
     yield from ("", shown.sentence, "")
     for choice in shown.choices:
         yield from (f"  {choice.title}: {choice.consequence}", f"    {choice.command}")
     yield from (shown.signing, *(f"{name}: {value}" for name, value in shown.digests))
 
 
-def _rows(numbers: Numbers) -> Iterator[str]:
-    for first, *rest in numbers.rows:
-        yield f"  {first:<34} {'  '.join(rest)}"
+def _rows(numbers: Numbers, *heads: str) -> Iterator[str]:
+    for first, *rest in (heads, *numbers.rows) if numbers.rows else ():
+        yield f"  {first:<34} {'  '.join(f'{cell:>12}' for cell in rest)}".rstrip()
     if numbers.more:
         yield f"  {numbers.more}"

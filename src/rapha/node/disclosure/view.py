@@ -8,10 +8,10 @@ from typing import Final
 
 from rapha.node.disclosure.page import Outgoing, Page, Signer, Source, Verdicted
 from rapha.node.disclosure.shown import Bound, CheckLine, Choice, Meter, Numbers, Part, View
+from rapha.node.disclosure.words import more, short
 from rapha.runtime import sizes
 from rapha.runtime.guard.report import Transform
 from rapha.spec.disclosure import Balance, Guarantee, Price, Spent
-from rapha.spec.surface import printable
 from rapha.spec.verdicts import SENTENCE, Verdict
 
 FILES: Final = 2
@@ -20,8 +20,6 @@ NUMBERS: Final = 5
 REPORTED: Final = 3
 AUTHORS: Final = 1
 SIGNERS: Final = 3
-NAME: Final = 32
-"""Most characters of a name that a job chose."""
 FOUND: Final = 190
 """Most characters of what a check found."""
 _PARTS: Final[tuple[tuple[str, tuple[Source, ...]], ...]] = (
@@ -46,6 +44,7 @@ _TITLES: Final[dict[Verdict, str]] = {
 
 def view(page: Page) -> View:
     """The words of `page`."""
+    digest = page.digest
     return View(
         title=f"{short(page.name, 48)} ({page.kind})",
         kicker=f"Disclosure report · {short(page.hospital)} · node {short(page.node)}",
@@ -62,22 +61,10 @@ def view(page: Page) -> View:
         measured=_measured(page),
         reported=_reported(page),
         sentence=SENTENCE,
-        choices=tuple(_choice(page, verdict) for verdict in page.choices),
+        choices=tuple(_choice(page, verdict, digest) for verdict in page.choices),
         signing=_signing(page),
-        digests=(("Page", page.digest), ("Job", page.job), ("Guard's report", page.report)),
+        digests=(("Page", digest), ("Job", page.job), ("Guard's report", page.report)),
     )
-
-
-def short(text: str, most: int = NAME) -> str:
-    """At most so many characters, the middle left out; what is not printable is `?`."""
-    if len(text) > most:
-        text = f"{text[: most - most // 3 - 1]}…{text[-(most // 3) :]}"
-    return printable(text)
-
-
-def more(count: int, what: str) -> str:
-    """`and N more`, of what; nothing for 0."""
-    return f"and {count:,} more {what}" if count > 0 else ""
 
 
 def _stamp(page: Page) -> str:
@@ -140,7 +127,7 @@ def _meters(balance: Balance, charge: Price | None) -> tuple[Meter, ...]:
     own = charge or Price(bits=0)
     spent, cap, bits = balance.bits.spent, balance.bits.cap, min(float(own.bits), balance.bits.spent)
     said = f"{_bytes(spent)} of {_bytes(cap)}, by this job {_bytes(bits)}"
-    first = _meter("Left so far, at most", said, balance.bits, bits)
+    first = _meter("Given away so far, at most", said, balance.bits, bits)
     lines = (
         ("Privacy loss (epsilon)", balance.epsilon, own.epsilon),
         ("Jobs told trusted metrics", balance.evaluations, own.evaluations),
@@ -211,7 +198,8 @@ def _tensors(transforms: Sequence[Transform]) -> Numbers:
 
 
 def _trusted(trusted: dict[str, float]) -> Numbers:
-    single = [name for name in trusted if "." not in name]
+    # Everybody before any subgroup: a plan with many of them must not push the result itself off the page.
+    single = sorted((name for name in trusted if "." not in name), key=lambda name: ("@" in name, name))
     rows = tuple((short(name), _decimal(trusted[name]), _interval(name, trusted)) for name in single)
     points = sum(1 for name in trusted if "." in name and name.partition(".")[0] not in single)
     shown = rows[:NUMBERS]
@@ -231,7 +219,10 @@ def _interval(name: str, trusted: dict[str, float]) -> str:
 def _measured(page: Page) -> str:
     if not page.trusted:
         return "No trusted metric was computed."
-    of = "the base model" if page.kind == "evaluate" else "the rounded weights above, not of those before"
+    of = "the base model"
+    if page.kind == "train":
+        rounded = "the rounded weights above, not of those before"
+        of = rounded if page.transforms else "the job's code alone: no weights would leave"
     return f"Computed by the node on held-out patients, of {of}; 95% intervals."
 
 
@@ -244,17 +235,18 @@ def _reported(page: Page) -> Numbers:
 def _said(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value)  # in full: rounded here, it would be another value than the one that leaves
 
 
-def _choice(page: Page, verdict: Verdict) -> Choice:
+def _choice(page: Page, verdict: Verdict, digest: str) -> Choice:
     outgoing = {"release": page.release, "metrics-only": page.metrics_only, "refuse": None}[verdict]
     says = "Nothing leaves; the job ends."
     if outgoing is not None:
         says = f"At most {outgoing.bits:,} bits in {_names(f.name for f in outgoing.files)}."
     if verdict == "metrics-only":
-        says += " Weights and self-reported values are destroyed."
-    command = f"rapha node releases sign {page.job[:12]} --key KEY{_COMMANDS[verdict]}"
+        says = f"Weights and self-reported values are destroyed. {says}"
+    # With the page's own digest: no other page that waits by then is signed in its place.
+    command = f"rapha node releases sign {page.job[:12]} --key KEY{_COMMANDS[verdict]} --page {digest[:16]}"
     return Choice(verdict, _TITLES[verdict], says, command)
 
 
@@ -268,6 +260,6 @@ def _signing(page: Page) -> str:
     people = "; ".join(f"{short(p.name, 24)} ({short(p.role, 22)})" for p in page.reviewers[:SIGNERS])
     rest = more(len(page.reviewers) - SIGNERS, "people")
     return (
+        "One refusal ends the job; else the narrowest verdict counts. "
         f"{page.required} of {len(page.reviewers)} must sign: {people} {rest}".rstrip()
-        + ". One refusal ends the job; else the narrowest verdict counts."
     )

@@ -16,6 +16,8 @@ from rapha.node.node import Node
 from rapha.node.private.admit import demand_uncapped
 from rapha.node.recover import seen
 from rapha.spec.audited import check_testable
+from rapha.spec.dataset import DatasetManifest
+from rapha.spec.job import Job
 from rapha.spec.refusals import Refused
 
 
@@ -52,11 +54,12 @@ def consent(node: Node, admitted: Admitted, data: DatasetProcess, work: Path) ->
 
     Raises:
         Refused: `consent.*`, `privacy.cohort_refused`, `budget.disclosure`, `schema.cohort_field`,
-            `schema.transform`, `node.dataset_*`, `node.swap_on`, `policy.leakage`.
+            `schema.field_invalid`, `schema.transform`, `node.dataset_*`, `node.swap_on`, `policy.leakage`.
     """
     check_swap(node.config.profile)
     job = admitted.job
     check_testable(job, admitted.manifest)
+    check_measurable(job, admitted.manifest)
     # This key is the job's to its end, also when another becomes current while people decide.
     key_id, key_path = node.phi.enlist()
     request = Resolve(
@@ -86,6 +89,18 @@ def consent(node: Node, admitted: Admitted, data: DatasetProcess, work: Path) ->
     plan_file.write_text(json.dumps(job.outputs.dump()))
     plan_file.chmod(0o444)
     return Consented(data, request, resolved, plan_file)
+
+
+def check_measurable(job: Job, manifest: DatasetManifest) -> None:
+    """Trusted metrics need labels to compare with: said now, and not when the records were read and billed.
+
+    Raises:
+        Refused: `schema.field_invalid`.
+    """
+    if job.outputs.trusted_metrics and manifest.target is None:
+        raise Refused(
+            "schema.field_invalid", "outputs.trusted_metrics: the dataset names no target to measure against"
+        )
 
 
 def _meter_journal(node: Node, job: str) -> Path:

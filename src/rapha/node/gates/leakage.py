@@ -31,6 +31,7 @@ from rapha.spec.refusals import Refused
 
 _LEAST_S: Final = 1.0
 """Of what is left of the time: with less, nothing starts any more."""
+_AGAIN: Final = "again"
 
 
 def leakage(
@@ -55,7 +56,7 @@ def leakage(
     most = admitted.manifest.disclosure.leakage.most_tpr
     if not demanded(admitted.job, admitted.manifest):
         return found
-    if found.verdict == "not_run":
+    if found.verdict == "not_run" or found.narrowed:
         refused = f"the test is demanded, and was not run: {found.reason}"
     elif found.low is not None and found.low > most:
         refused = f"at least {found.low:.4f} of the members are found, and {most} may be"
@@ -87,7 +88,7 @@ def _found(attack: _Attack) -> Leakage:
     if before.verdict == "not_resolvable" or before.members < LEAST_MEMBERS:
         return before
     try:
-        _observe(attack, attack.released, None, float(attack.admitted.job.compute.wall_clock_s))
+        _released(attack)
     except Ended:
         return before.model_copy(update={"reason": "the job's code failed to predict what it was given"})
     until = time.monotonic() + test.limit_s
@@ -101,13 +102,33 @@ def _found(attack: _Attack) -> Leakage:
     return data.audit()
 
 
+def _released(attack: _Attack) -> None:
+    """Predict with the released weights, from a fresh copy that lies where a shadow's do.
+
+    The code reads in /proc/self/mountinfo where its inputs lie, and sees how old they are.
+
+    Raises:
+        Ended: `job.*`. Refused: `node.*`.
+    """
+    folder = attack.work / _AGAIN
+    released = folder / "released"
+    released.mkdir(mode=0o700, parents=True)
+    try:
+        for path in attack.released.iterdir():
+            shutil.copy(path, released)
+        released.chmod(0o755)
+        _observe(attack, released, None, float(attack.admitted.job.compute.wall_clock_s))
+    finally:
+        shutil.rmtree(folder)
+
+
 def _shadow(attack: _Attack, number: int, until: float) -> None:
     """Train shadow `number`, rebuild it as a release would be, predict, and destroy what it made.
 
     Raises:
         Ended: `job.*` where the code failed or was too slow. Refused: `node.*`.
     """
-    folder = attack.work / "shadow"
+    folder = attack.work / _AGAIN
     released = folder / "released"
     released.mkdir(mode=0o700, parents=True)
     try:

@@ -19,7 +19,9 @@ from rapha.node.gates.attest import check, collect
 from rapha.node.gates.intake import Admitted
 from rapha.node.gates.passed import Passed
 from rapha.node.node import Node
+from rapha.node.recover import LEDGER_TOLD
 from rapha.spec.receipt import DatasetUse, JobReference, Receipt, Sandbox, Times, Usage
+from rapha.spec.refusals import Refused
 from rapha.spec.surface import Surface, encode
 from rapha.spec.units import format_time
 
@@ -45,7 +47,7 @@ def issue(node: Node, passed: Passed, outbox: Path, clock: outcome.Clock) -> tup
     Nothing leaves here: the outbox is sent once the journal says `committed`.
 
     Raises:
-        Refused: `posture.evidence_invalid`.
+        Refused: `posture.evidence_invalid`; `node.internal` for a job that was not charged.
     """
     admitted = passed.admitted
     artifacts = [seal_artifact(admitted, name, data) for name, data in sorted(passed.guarded.files.items())]
@@ -97,6 +99,7 @@ def build_receipt(node: Node, passed: Passed, sections: Mapping[str, Any], clock
             funnel=passed.sealed.prepared.funnel,
             content=passed.sealed.prepared.content,
             confinement=passed.sealed.prepared.confinement,
+            ledger=_ledger(node, passed),
         ),
         usage=_usage(node, passed),
         sandbox=Sandbox(driver=node.sandbox.name, walls=dict(passed.trained.outcome.walls)),
@@ -138,6 +141,23 @@ def _usage(node: Node, passed: Passed) -> Usage:
         transcript=used.transcript,
         counts="hospital-asserted",
     )
+
+
+def _ledger(node: Node, passed: Passed) -> str:
+    balance, salt = passed.guarded.balance, secrets.token_hex(32)
+    if balance is None:
+        raise Refused("node.internal", "no receipt is issued over what no ledger was charged for")
+    # The opening stays in the hospital's log, for whoever has to tell that the ledger only ever grew.
+    node.journal.append(
+        LEDGER_TOLD, passed.admitted.id, entries=balance.entries, head=balance.head, salt=salt
+    )
+    return commit_ledger(balance.entries, balance.head, salt)
+
+
+def commit_ledger(entries: int, head: str, salt: str) -> str:
+    """Salted commitment to a ledger's entries: SHA-256(salt ‖ how many, 8 bytes big-endian ‖ head), hex."""
+    opening = bytes.fromhex(salt) + entries.to_bytes(8, "big") + bytes.fromhex(head)
+    return hashlib.sha256(opening).hexdigest()
 
 
 def commit_count(count: int, salt: str) -> str:

@@ -103,8 +103,8 @@ def confirm(node: Node, admitted: Admitted, reviewed: Reviewed, outbox: Path) ->
         Refused: `policy.review_refused`, `policy.approval_invalid`, `policy.approval_missing`.
     """
     people, choices = admitted.agreement.terms.reviewers, offered(admitted.job.outputs)
-    node.desk.close(admitted.id, "review")
     try:
+        node.desk.close(admitted.id, "review")
         late = node.desk.answers(reviewed.asked, people, choices)
         if not {a.keyid for a in reviewed.answers} <= {a.keyid for a in late}:
             raise Refused("policy.approval_missing", "an answer that counted is no longer on the desk")

@@ -1,9 +1,9 @@
 """How much noise a promise takes: the node computes it, and believes no trainer about it.
 
 The mechanism is the Poisson-subsampled Gaussian, composed over all steps, under neighbours that differ in one
-patient who is added or removed. The accountant is Google's, by Rényi divergence: an upper bound for every
-order, so what is promised holds. The privacy loss distribution would give a little less noise, at ten times
-the node's time for each job.
+patient who is added or removed. The accountants are Google's and our own (`rapha.spec.accountant`), both by
+Rényi divergence: an upper bound for every order, so what is promised holds. The privacy loss distribution
+would give a little less noise, at ten times the node's time for each job.
 
 Sources: Abadi et al., CCS 2016; Mironov, CSF 2017; Mironov, Talwar and Zhang, arXiv 1908.10530, 2019.
 """
@@ -12,20 +12,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from rapha.spec.disclosure import Guarantee
+from rapha.spec.accountant import ORDERS, spent
+from rapha.spec.disclosure import ACCOUNTANT, Guarantee
 from rapha.spec.private import PrivateTraining
 from rapha.spec.refusals import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ACCOUNTANT: Final = "rdp"
 LEAST: Final = 0.3
 """Below it the bound of the accountant is loose, and no promise up to 16 needs so little."""
 MOST: Final = 1024.0
 """Where nothing is learned any more."""
-ORDERS: Final = (*range(2, 65), 72, 80, 96, 128, 192, 256, 512, 1024)
-"""Of the divergence. Whole ones, whose sum is finite: for others the series may not converge."""
 _PRECISION: Final = 1e-3
 """Relative: how far the noise may be above the least that would do."""
 
@@ -54,11 +52,11 @@ def noise_multiplier(private: PrivateTraining) -> float:
     Raises:
         Refused: `policy.private`.
     """
-    spent = _accountant(private.sample_rate, private.steps, private.delta)
+    most = _accountant(private.sample_rate, private.steps, private.delta)
     low, high = LEAST, LEAST
-    if spent(low) <= private.epsilon:
+    if most(low) <= private.epsilon:
         return low
-    while spent(high) > private.epsilon:
+    while most(high) > private.epsilon:
         low, high = high, 2 * high
         if high > MOST:
             raise Refused(
@@ -68,7 +66,7 @@ def noise_multiplier(private: PrivateTraining) -> float:
             )
     while high - low > _PRECISION * low:
         middle = (low + high) / 2
-        low, high = (low, middle) if spent(middle) <= private.epsilon else (middle, high)
+        low, high = (low, middle) if most(middle) <= private.epsilon else (middle, high)
     return high
 
 
@@ -82,10 +80,11 @@ def _accountant(sample_rate: float, steps: int, delta: float) -> Callable[[float
     import dp_accounting
     from dp_accounting import rdp
 
-    def spent(noise: float) -> float:
+    def most(noise: float) -> float:
         accountant = rdp.RdpAccountant(ORDERS, dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
         step = dp_accounting.PoissonSampledDpEvent(sample_rate, dp_accounting.GaussianDpEvent(noise))
         accountant.compose(dp_accounting.SelfComposedDpEvent(step, steps))
-        return float(accountant.get_epsilon(delta))
+        # Google's calls it 0 where rounding makes a divergence negative; ours is what a receipt is held to.
+        return max(float(accountant.get_epsilon(delta)), spent(noise, sample_rate, steps, delta))
 
-    return spent
+    return most

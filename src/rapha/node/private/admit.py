@@ -20,7 +20,7 @@ from rapha.spec.refusals import Refused
 
 SETTINGS: Final = "private.json"
 """What the trainer is told, below /rapha/in."""
-NEEDED: Final = ("torch", "opacus", "numpy", "safetensors")
+NEEDED: Final = ("torch", "numpy", "safetensors")
 _ALONE: Final = ("-P", "-s")
 """Neither the working folder nor a user's packages are looked through for a module."""
 

@@ -109,7 +109,7 @@ def read(
         metrics=shown,
         covert=bound,
         use=_use(receipt),
-        patients=words.patients(receipt.usage, receipt.dataset),
+        patients=words.patients(receipt.usage, receipt.dataset, receipt.job.kind),
         caution=words.caution(receipt.usage),
         measured=words.MEASURED[receipt.job.kind],
         hidden=words.HIDDEN[receipt.job.kind],

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from rapha.spec.dataset import LEAST_CELL
+from rapha.spec.job import Kind
 from rapha.spec.receipt import DatasetUse, Usage
 from rapha.spec.verdicts import SENTENCE, Scope
 
@@ -54,13 +55,17 @@ HIDDEN: Final = {
     "patients is within the bound above.",
 }
 """What no check excludes, by kind of job."""
+WHO: Final[Mapping[Kind, str]] = {
+    "train": "training and test together",
+    "evaluate": "all of them held out: no job trains on their records",
+}
 FEW: Final = 100
 """Patients up to which the report says that they are few."""
 
 
-def patients(usage: Usage, dataset: DatasetUse) -> str:
+def patients(usage: Usage, dataset: DatasetUse, kind: Kind = "train") -> str:
     """How many people the result rests on, and what that means."""
-    some = f"These records are of at most {usage.patients:,} patients, training and test together."
+    some = f"These records are of at most {usage.patients:,} patients, {WHO[kind]}."
     if usage.patients <= FEW:
         some += " That is few: whatever was measured on them says little about anybody else."
     cells = [int(count.removeprefix("<")) for count in dataset.funnel.values() if isinstance(count, str)]

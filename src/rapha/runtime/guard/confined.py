@@ -49,15 +49,15 @@ def run_in_process(
     if in_use(out):
         return refusal(plan, Finding("guard.out", "the folder for released files is not an empty folder"))
     try:
-        with (
-            reading.open_outputs(directory, plan, share=True),
-            tempfile.TemporaryDirectory(prefix="guard-", dir=scratch) as folder,
-        ):
-            report, made = _run(Path(folder), directory, plan, timeout_s, sandbox or Bubblewrap(), hold)
-            if report.ok:
+        with tempfile.TemporaryDirectory(prefix="guard-", dir=scratch, ignore_cleanup_errors=True) as folder:
+            with reading.open_outputs(directory, plan, share=True):
+                report, made = _run(Path(folder), directory, plan, timeout_s, sandbox or Bubblewrap(), hold)
+            if report.ok:  # and no file changed meanwhile
                 take(made, report, plan, out)
     except Finding as finding:
         return refusal(plan, finding)
+    except OSError as error:  # such as a full disk
+        return refusal(plan, Finding("guard.sandbox", f"its folders can't be made: {error.strerror}"))
     except Refused as refused:
         return refusal(plan, Finding("guard.sandbox", refused.detail))
     return report

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -35,22 +36,45 @@ def run_in_child(
     """
     if in_use(out):
         return refusal(plan, Finding("guard.out", "the folder for released files is not an empty folder"))
-    request = encode_request(directory.absolute(), plan, out.absolute() if out is not None else None)
+    report: GuardReport | None = None
     try:
-        report = believed(_ask(request, timeout_s), plan)
-        if report.ok and out is not None:
-            take(out, report, plan, None)
+        said = believed(_ask(_request(directory, plan, out), timeout_s), plan)
+        if said.ok and out is not None:
+            take(out, said, plan, None)
+        report = said
     except Finding as finding:
         report = refusal(plan, finding)
-    if out is not None and not report.ok:
-        for name in plan.files:
-            (out / name).unlink(missing_ok=True)
+    finally:  # also where a person interrupts
+        if out is not None and not (report and report.ok):
+            _clear(out, plan)
     return report
 
 
+def _clear(out: Path, plan: ReleasePlan) -> None:
+    for name in plan.files:
+        with suppress(OSError):  # such as no folder at all
+            (out / name).unlink(missing_ok=True)
+
+
 def in_use(out: Path | None) -> bool:
-    """Whether `out` is something else than absent or an empty folder."""
-    return out is not None and out.exists() and (not out.is_dir() or any(out.iterdir()))
+    """Whether `out` is something else than absent or an empty folder that can be looked at."""
+    if out is None:
+        return False
+    try:
+        with os.scandir(out) as entries:
+            return next(entries, None) is not None
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):  # a file, a name that is too long, a folder of somebody else
+        return True
+
+
+def _request(directory: Path, plan: ReleasePlan, out: Path | None) -> bytes:
+    try:
+        return encode_request(directory.absolute(), plan, out.absolute() if out is not None else None)
+    except (OSError, Refused):
+        reason = "a path is not UTF-8, or the working folder is gone"
+        raise Finding("guard.directory", reason) from None
 
 
 def encode_request(directory: Path, plan: ReleasePlan, out: Path | None) -> bytes:
@@ -62,9 +86,12 @@ def encode_request(directory: Path, plan: ReleasePlan, out: Path | None) -> byte
 def _ask(request: bytes, timeout_s: float) -> bytes:
     command = [sys.executable, "-I", "-B", "-m", "rapha.runtime.guard"]
     pipe, null = subprocess.PIPE, subprocess.DEVNULL
-    child = subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, stderr=null, env=ENVIRONMENT, cwd="/", start_new_session=True
-    )
+    try:
+        child = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=null, env=ENVIRONMENT, cwd="/", start_new_session=True
+        )
+    except OSError as error:
+        raise Finding("guard.died", f"it can't be started: {error.strerror}") from None
     late = threading.Event()
 
     def end() -> None:
@@ -72,18 +99,19 @@ def _ask(request: bytes, timeout_s: float) -> bytes:
         child.kill()
 
     timer = threading.Timer(timeout_s, end)
-    timer.start()
-    with child:
-        assert child.stdin is not None and child.stdout is not None  # noqa: S101  both are pipes
-        try:
-            child.stdin.write(request)
-            child.stdin.close()
-        except BrokenPipeError:
-            pass  # it died; the empty answer says so
-        answer = child.stdout.read(REPORT_LIMIT + 1)
-        if len(answer) > REPORT_LIMIT:
-            child.kill()
-    timer.cancel()
+    answer: bytes | None = None
+    try:
+        with child:
+            try:
+                timer.start()
+                answer = _talk(child, request)
+            finally:
+                if answer is None:  # interrupted, or without a deadline
+                    child.kill()
+    except RuntimeError:
+        raise Finding("guard.memory", "no thread can be started") from None
+    finally:
+        timer.cancel()
     if late.is_set():
         raise Finding("guard.time", f"no answer within {timeout_s} s")
     if child.returncode not in (0, 1, 3):
@@ -91,8 +119,18 @@ def _ask(request: bytes, timeout_s: float) -> bytes:
     return answer
 
 
+def _talk(child: subprocess.Popen[bytes], request: bytes) -> bytes:
+    assert child.stdin is not None and child.stdout is not None  # noqa: S101  both are pipes
+    with suppress(BrokenPipeError), child.stdin as stream:  # it died; the empty answer says so
+        stream.write(request)
+    answer = child.stdout.read(REPORT_LIMIT + 1)
+    if len(answer) > REPORT_LIMIT:
+        child.kill()
+    return answer
+
+
 def believed(answer: bytes, plan: ReleasePlan) -> GuardReport:
-    """The report in `answer`, if it is one about `plan`.
+    """The report in `answer`, if it is one that the guard can give about `plan`.
 
     Raises:
         Finding: `guard.died`.
@@ -101,11 +139,8 @@ def believed(answer: bytes, plan: ReleasePlan) -> GuardReport:
         report = GuardReport.parse(canonical.loads(answer, limit=REPORT_LIMIT))
     except Refused as refused:
         raise Finding("guard.died", f"not a report: {refused.detail}") from None
-    names = sorted(f.name for f in report.released)
-    if report.plan_digest != canonical.digest(plan.dump()) or names != sorted(
-        plan.files if report.ok else ()
-    ):
-        raise Finding("guard.died", "the report is about another plan")
+    if not report.agrees_with(plan):
+        raise Finding("guard.died", "the report is about another plan, or contradicts itself")
     return report
 
 

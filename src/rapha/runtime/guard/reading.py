@@ -32,7 +32,7 @@ _CODES: Final = {
     errno.EXDEV: "guard.not_regular",  # a mount
     errno.ENOSYS: "guard.directory",  # no openat2 here: nothing can be found out
 }
-_LABELS: Final = frozenset({"security.selinux"})
+_LABELS: Final = frozenset({"security.selinux", "security.ima", "security.evm", "security.SMACK64"})
 """Written by the kernel on every file of a labelled system; a job can't choose it, and it is not copied."""
 _CHUNK: Final = 2**22
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Final, Literal
 
 from pydantic import Field
 
 from rapha.evidence import canonical
-from rapha.runtime.guard.codes import CHECKS, UNDECIDED, Finding
+from rapha.runtime.guard.codes import CHECKS, CODES, UNDECIDED, Finding
 from rapha.spec.base import Model, One, Sha256
 from rapha.spec.release_plan import VERDICT_BITS, ReleasePlan
-from rapha.spec.reported import Reported
+from rapha.spec.reported import Reported, SelfReportedPlan
 
 REPORT_LIMIT: Final = 2**24
 """Bytes of a report: 8192 tensors with long names fit."""
@@ -68,6 +69,59 @@ class GuardReport(Model):
     transforms: tuple[Transform, ...] = ()
     self_reported: dict[str, Reported] = Field(default_factory=dict)
     covert_bound_bits: int
+
+    def agrees_with(self, plan: ReleasePlan) -> bool:
+        """Whether the guard can say this about `plan`: a yes is whole, a no releases nothing.
+
+        What the job states of itself leaves from here, so each value must be one that the plan lets out.
+        """
+        said = tuple((c.n, c.id, c.does_not_show) for c in self.checks)
+        if said != tuple((n, text.id, text.does_not_show) for n, text in CHECKS.items()):
+            return False
+        failed = [c.n for c in self.checks if c.verdict == "fail"]
+        about = self.plan_digest == canonical.digest(plan.dump())
+        return about and (self._is_yes(plan, failed) if self.ok else self._is_no(failed))
+
+    def _is_yes(self, plan: ReleasePlan, failed: list[int]) -> bool:
+        sizes = {}
+        if plan.weights:
+            sizes[plan.weights.file] = plan.weights.released_bytes
+        if plan.self_reported:
+            stated = canonical.dumps(self.self_reported)
+            sizes[plan.self_reported.file] = len(stated)
+            digest = hashlib.sha256(stated).hexdigest()
+            if digest not in (f.sha256 for f in self.released if f.name == plan.self_reported.file):
+                return False
+        changed = plan.weights.tensors if plan.weights else ()
+        return (
+            (self.decided, self.code, failed) == (True, None, [])
+            and sorted((f.name, f.bytes) for f in self.released) == sorted(sizes.items())
+            and [t.tensor for t in self.transforms] == [t.name for t in changed]
+            and _stated(self.self_reported, plan.self_reported)
+            and self.covert_bound_bits == plan.released_bits()
+        )
+
+    def _is_no(self, failed: list[int]) -> bool:
+        code = self.code or ""
+        return (
+            code in CODES
+            and failed == [CODES[code][0]]
+            and self.decided == (code not in UNDECIDED)
+            and (self.released, self.transforms, self.self_reported) == ((), (), {})
+            and self.covert_bound_bits == math.ceil(VERDICT_BITS)
+        )
+
+
+def _stated(values: dict[str, Reported], plan: SelfReportedPlan | None) -> bool:
+    """Whether `values` are what the plan's fields let out: releasing them once more changes nothing."""
+    fields = plan.fields if plan else ()
+    if values.keys() != {field.name for field in fields}:
+        return False
+    try:
+        again = {field.name: field.release(values[field.name]) for field in fields}
+    except ValueError:
+        return False
+    return canonical.dumps(again) == canonical.dumps(values)
 
 
 class Ledger:

@@ -1,7 +1,8 @@
 """Trusted metrics: computed by the node from labels that the job never saw, rounded, small cells left out.
 
 `evaluate` computes what a plan names; `dominance` leaves out what is about one patient; `bootstrap` makes the
-intervals. A metric (`interface`) is sorted once and then computed for many resamples of the patients.
+intervals; `chance` gives the same question the same random numbers. A metric (`interface`) is sorted once and
+then computed for many resamples of the patients.
 """
 
 from rapha.runtime.metrics.case import Labels, parse_predictions

@@ -33,6 +33,11 @@ class Labels:
     event: Mask | None = None
     patient: npt.NDArray[Any] | None = None
 
+    def take(self, order: npt.NDArray[np.int64]) -> Labels:
+        """The same rows in another order."""
+        event = None if self.event is None else self.event[order]
+        return Labels(self.target[order], event, None if self.patient is None else self.patient[order])
+
 
 def parse_predictions(data: bytes, rows: int, columns: int) -> npt.NDArray[np.float32]:
     """Little-endian float32 in C order, shape (rows, columns).
@@ -100,9 +105,14 @@ class Case:
         """Patients among `rows`."""
         return int(np.count_nonzero(np.bincount(self.who[rows])))
 
+    @property
+    def is_binary(self) -> bool:
+        """Whether no row is of another class than 0 and 1."""
+        return bool(((self.target == 0) | (self.target == 1)).all())
+
     def binary(self) -> Mask:
         """Which rows are of class 1. Raises `Refused` (`job.outputs`) where there are other classes."""
-        if not np.isin(self.target, (0, 1)).all():
+        if not self.is_binary:
             raise Refused("job.outputs", "predictions: one score a row, and the labels have more classes")
         positive: Mask = self.target == 1
         return positive

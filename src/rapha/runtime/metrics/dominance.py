@@ -9,8 +9,9 @@ of that patient were others. A number is left out
    of labels that are not known, the others hide that one by their variance;
 2. together with what was told before, where some combination of the numbers is about one patient. If labels
    were independent with variance ¼, the numbers would explain a share of each patient's variance: the
-   leverage of the patient in what is told, rounding counted as noise. It may not exceed 5/cell, a half at the
-   smallest cell that production accepts.
+   leverage of the patient in what is told, rounding counted as noise where it is: a number whose largest move
+   is about its step may be exact, as an accuracy over 20 patients in steps of 0.05. It may not exceed 5/cell,
+   a half at the smallest cell that production accepts.
 
 What is told, is told no finer than the largest move of one patient (`grain`): where the others move a number
 in equal steps, a finer remainder would be that patient.
@@ -29,6 +30,7 @@ from typing import Final
 import numpy as np
 
 from rapha.runtime.metrics.case import Floats, Indices
+from rapha.runtime.metrics.rounding import share_step
 from rapha.spec.dataset import LEAST_CELL
 from rapha.spec.release_plan import METRIC_DECIMALS
 
@@ -39,6 +41,10 @@ _VARIANCE: Final = 0.25
 _FINEST: Final = 10.0**-METRIC_DECIMALS
 _NOTHING: Final = 1e-12
 """A move by less is none: floating point."""
+_OFF_GRID: Final = 1.05
+"""How much larger than the largest move a step is where most values fall between two steps."""
+_EXACT: Final = 1e-12
+"""Of the square of the largest move: the variance that is left to a number told as it is, floating point."""
 _CAPACITY: Final = 2**25
 """Moves that are remembered, patients × numbers; a number beyond is left out."""
 
@@ -69,7 +75,8 @@ class Dominance:
             return None
         moves = each[0] if len(each) == 1 else np.asarray(np.mean(np.abs(each), axis=0))
         grain = max(_FINEST, float(np.abs(moves).max()) * self._strength)
-        return grain if self._together(moves, grain**2 / 12) else None
+        noise = 1 / 12 if share_step(grain) > _OFF_GRID * grain else _EXACT
+        return grain if self._together(moves, noise * grain**2) else None
 
     def _by_patient(self, moves: Floats, who: Indices) -> Floats:
         """What the rows of each patient move together."""

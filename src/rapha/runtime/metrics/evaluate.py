@@ -12,6 +12,7 @@ import numpy.typing as npt
 from rapha.runtime.metrics import averages, curves, pairs, ranking
 from rapha.runtime.metrics.bootstrap import percentiles
 from rapha.runtime.metrics.case import Case, Floats, Indices, Labels, Mask
+from rapha.runtime.metrics.chance import Chance
 from rapha.runtime.metrics.dominance import Dominance
 from rapha.runtime.metrics.groups import Groups
 from rapha.runtime.metrics.interface import Metric, Point
@@ -40,6 +41,8 @@ _METRICS: Final[Mapping[TrustedMetric, Callable[[Case], Metric]]] = {
         ranking.SensitivityAt.of, specificity=SENSITIVITY_AT["sensitivity_at_95"]
     ),
 }
+_QUANTITIES: Final = ("rmse", "concordance")
+"""Their labels are no classes, even where they are 0 and 1."""
 _CURVES: Final[Mapping[TrustedMetric, Callable[[Case], list[Point]]]] = {
     "roc": curves.roc,
     "calibration": curves.calibration,
@@ -59,10 +62,12 @@ def evaluate(
 
     `predictions` has shape (rows, columns): one column is a probability or score of class 1 (a risk for
     concordance, a value for rmse), more are one score a class. The interval is a percentile bootstrap
-    over patients with `seed`, told in steps. A result is left out where it rests on fewer than `min_cell`
+    over patients, told in steps. A result is left out where it rests on fewer than `min_cell`
     patients, or is about one of them (`rapha.runtime.metrics.dominance`); what is named first is kept first.
 
     Args:
+        labels, predictions: rows in an order that is the same for every job.
+        seed: of the dataset, secret; everything random comes from it (`rapha.runtime.metrics.chance`).
         groups: by name such as `sex=1`, in the plan's order, which rows are in that subgroup; its numbers
             are called `auroc@sex=1`.
 
@@ -84,15 +89,16 @@ def evaluate(
 
 
 class _Teller:
-    """Tells what may be told of one job; all that is random comes from `seed`, in order."""
+    """Tells what may be told of one job."""
 
     def __init__(self, patients: int, min_cell: int, seed: int) -> None:
-        self._cell, self._generator = min_cell, np.random.default_rng(seed)
+        self._cell, self._chance = min_cell, Chance(seed)
         self._rules = [Dominance(patients, min_cell) for _ in range(_DRAWS)]
 
     def tell(self, names: Sequence[TrustedMetric], case: Case, who: Indices, group: str) -> dict[str, float]:
         """What of the metrics `names` over `case` may be told; `who` numbers its patients among all."""
-        draws = [case.drawn(self._generator) for _ in self._rules]
+        generator = self._chance.labels(who)
+        draws = [case.drawn(generator) for _ in self._rules]
         points: dict[str, float] = {}
         found: dict[TrustedMetric, tuple[Metric, float, Told]] = {}
         for name in names:
@@ -102,11 +108,12 @@ class _Teller:
             metric = _METRICS[name](case)
             value = float(metric.values(np.ones((1, case.rows)))[0])
             # Before the resamples: a job may claim classes that nobody has.
-            moves = [_METRICS[name](drawn).moves() for drawn in draws]
+            moves = [_directed(name, draw, _METRICS[name](draw).moves()) for draw in draws]
             told = self._told(name, value, metric.cells(), moves, who)
             if told is not None:
                 found[name] = metric, value, told
-        ends = percentiles(case, {name: metric for name, (metric, _, _) in found.items()}, self._generator)
+        measured = {name: metric for name, (metric, _, _) in found.items()}
+        ends = percentiles(case, measured, self._chance.resamples(who))
         for name, (low, high) in ends.items():
             _, value, told = found[name]
             below, above = (widened(name, reach, told.step) for reach in (value - low, high - value))
@@ -119,7 +126,8 @@ class _Teller:
         drawn = [{point.key: point.moves for point in _CURVES[name](draw)} for draw in draws]
         points = {}
         for point in _CURVES[name](case):
-            moves = [[draw[point.key]] for draw in drawn]
+            each = zip(draws, drawn, strict=True)
+            moves = [_directed(name, draw, [found[point.key]]) for draw, found in each]
             told = self._told(name, point.value, point.cells, moves, who)
             if told is not None:
                 points[point.key] = published(name, told.value)
@@ -134,4 +142,15 @@ class _Teller:
         finest = [grain for grain in grains if grain is not None]
         if len(finest) < len(grains):
             return None
-        return coarse(name, value, max(finest), self._generator)
+        return coarse(name, value, max(finest), functools.partial(self._chance.rounding, name, value))
+
+
+def _directed(name: TrustedMetric, case: Case, moves: list[Floats]) -> list[Floats]:
+    """The moves towards class 1, where there are two classes; else their sizes.
+
+    So the sign of a move is not that of the label that was drawn: labels are drawn for each group anew, and
+    the rules have to see what the numbers of several groups tell together.
+    """
+    if name in _QUANTITIES or not case.is_binary:
+        return [np.abs(each) for each in moves]
+    return [np.where(case.target == 1, -each, each) for each in moves]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Final, NamedTuple
-
-import numpy as np
 
 from rapha.spec.release_plan import METRIC_DECIMALS, TRUSTED_METRICS, TrustedMetric
 
@@ -29,22 +28,28 @@ def published(name: TrustedMetric, value: float) -> float:
     return round(min(max(value, low), high), METRIC_DECIMALS) + 0.0
 
 
-def coarse(name: TrustedMetric, value: float, grain: float, generator: np.random.Generator) -> Told:
+def share_step(grain: float) -> float:
+    """The smallest step in which a number from 0 to 1 may be told that is no smaller than `grain`."""
+    return next(step for step in _STEPS if step >= min(grain * (1 - 1e-9), 1))
+
+
+def coarse(name: TrustedMetric, value: float, grain: float, chance: Callable[[float], float]) -> Told:
     """`value` in steps no finer than `grain`, up or down at random, right on average.
 
     The steps are few (1, 2, 5 and their like): `grain` itself would tell how many patients a class has.
 
     Args:
         grain: at least 0.001.
+        chance: by step, a random number in [0, 1).
     """
     low, high = TRUSTED_METRICS[name]
     value, least = min(max(value, low), high), grain * (1 - 1e-9)
     if (low, high) == (0, 1):
-        step = next(step for step in _STEPS if step >= min(least, 1))
+        step = share_step(grain)
     else:
         power = 10.0 ** math.floor(math.log10(least))
         step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if step >= least)
-    return Told(step * math.floor(value / step + generator.random()), step)
+    return Told(step * math.floor(value / step + chance(step)), step)
 
 
 def widened(name: TrustedMetric, distance: float, step: float) -> float:

@@ -41,6 +41,7 @@ ENCODERS: Final = (
     Encoder("sign", "bounded", values.sign),
     Encoder("exponent", "bounded", values.exponent),
     Encoder("all-bits", "bounded", values.all_bits),
+    Encoder("amplitude", "bounded", values.amplitude),
     Encoder("scale-channel", "bounded", values.scales),
     Encoder("negative-zero", "nothing", values.negative_zero),
     Encoder("subnormal", "bounded", values.subnormal),

@@ -65,40 +65,73 @@ def _exponents(released: Released) -> Bits:
 
 
 def all_bits(release: Release, rng: np.random.Generator) -> Attempt:
-    """All bits of the dtype that can be had without looking like noise to the tripwire on exponents."""
+    """All bits of the dtype that can be had without looking like noise to the tripwire on exponents.
+
+    The range is planned so wide that noise, which has the values' own unit, reaches no bit of them.
+    """
     if release.dtype == "int8":
         return levels(release, rng)
     mantissa, exponents = MANTISSA[release.dtype], {"f16": 4}.get(release.dtype, 7)
+    half = 2 ** (exponents - 1)
+    least = half // 2 if release.noise else -half
+    if release.noise:
+        exponents -= 2
     count = 1 + exponents + mantissa
     sent = payload(rng, count, SIDE * SIDE)
     packed = number(sent)
     fraction = 1 + (packed % 2**mantissa) / 2**mantissa
-    power = ((packed >> np.uint64(mantissa)) % 2**exponents).astype(np.float64) - 2 ** (exponents - 1)
+    power = ((packed >> np.uint64(mantissa)) % 2**exponents).astype(np.float64) + least
     values = np.where(packed >> np.uint64(count - 1), -1.0, 1.0) * fraction * np.exp2(power)
-    limit = 2.0 ** (2 ** (exponents - 1))
 
     def read(released: Released) -> Bits:
         got = released.values().reshape(-1).astype(np.float64)
         size, power = np.frexp(np.maximum(np.abs(got), 2.0**-126))
-        code = np.clip(power - 1 + 2 ** (exponents - 1), 0, 2**exponents - 1).astype(np.uint64)
+        code = np.clip(power - 1 - least, 0, 2**exponents - 1).astype(np.uint64)
         fraction = np.rint((size * 2 - 1) * 2**mantissa).astype(np.uint64) % np.uint64(2**mantissa)
         signs = (got < 0).astype(np.uint64)
         return bits_of(signs << np.uint64(count - 1) | code << np.uint64(mantissa) | fraction, count)
 
-    return _one(release, values.astype(np.float32), sent, read, limit=limit)
+    return _one(release, values.astype(np.float32), sent, read, limit=2.0**half)
 
 
 def levels(release: Release, rng: np.random.Generator) -> Attempt:
-    """Whole steps of an int8 tensor; one value sets the scale."""
+    """Whole steps of an int8 tensor, all of them: groups of steps are digits of one number."""
     most = 2 ** ((release.bits or 8) - 1) - 1
-    count = int(math.log2(2 * most + 1))
-    sent = payload(rng, count, SIDE * SIDE - 1)
-    steps = number(sent).astype(np.float64) - 2 ** (count - 1) + (count > 1)
-    values = np.concatenate([[1.0], steps / most]).astype(np.float32)
+    base = 2 * most + 1
+    digits = max(range(1, 32), key=lambda n: _room(base, n) / n)
+    groups, bits = (SIDE * SIDE - 1) // digits, _room(base, digits)
+    sent = payload(rng, bits, groups)
+    weight = np.uint64(base) ** np.arange(digits, dtype=np.uint64)[:, None]
+    steps = (number(sent) // weight % np.uint64(base)).astype(np.float64).reshape(-1) - most
+    rest = np.zeros(SIDE * SIDE - 1 - steps.size)
+    limit = 2.0**7 if release.noise else 1.0  # noise has the values' own unit
+    values = (np.concatenate([[most], steps, rest]) * limit / most).astype(np.float32)
 
     def read(released: Released) -> Bits:
-        got = np.rint(released.values().reshape(-1)[1:].astype(np.float64) * most)
-        return bits_of(np.clip(got + 2 ** (count - 1) - (count > 1), 0, 2**count - 1), count)
+        got = np.rint(released.values().reshape(-1).astype(np.float64) * most / limit)[1 : 1 + steps.size]
+        code = (np.clip(got, -most, most) + most).astype(np.uint64).reshape(digits, groups)
+        return bits_of((code * weight).sum(axis=0, dtype=np.uint64), bits)
+
+    return _one(release, values, sent, read, limit=limit)
+
+
+def _room(base: int, digits: int) -> int:
+    """Bits that so many digits hold; 0 where the number would be none of 63 bits."""
+    bits = int(digits * math.log2(base))
+    return bits if bits < 63 else 0
+
+
+def amplitude(release: Release, rng: np.random.Generator) -> Attempt:
+    """One of 32 even steps in a narrow range, numbered so that neighbours differ in one bit (Gray, 1953)."""
+    sent = payload(rng, 5, SIDE * SIDE)
+    code = number(sent)
+    for shift in (1, 2, 4):
+        code = code ^ code >> np.uint64(shift)
+    values = (code.astype(np.float64) * 2 / 31 - 1).astype(np.float32)
+
+    def read(released: Released) -> Bits:
+        step = np.clip(np.rint((released.values() + 1) * 31 / 2), 0, 31).astype(np.uint64)
+        return bits_of(step ^ step >> np.uint64(1), 5)
 
     return _one(release, values, sent, read)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Self
 
-from rapha.node.datasets.ledger.entries import Answered, Entry, Opened, Released, Reserved, Settled
+from rapha.node.datasets.ledger.entries import Answered, Entry, Event, Opened, Released, Reserved, Settled
 from rapha.spec.disclosure import Balance, Caps, Price, Spent
 from rapha.spec.refusals import Refused
 
@@ -53,14 +53,15 @@ class Account:
         """From the first entry on, which is `whose`; there may be none yet.
 
         Raises:
-            Refused: `node.ledger_invalid` for another dataset's entries, or such as contradict each other.
+            Refused: `node.ledger_invalid` for another dataset's entries, for another split, or for entries
+                that contradict each other.
         """
         account = cls(whose.ledger, whose.dataset)
         for entry in entries:
-            if (entry.seq == 0) != (entry.entry == whose):
-                raise Refused("node.ledger_invalid", "it is another dataset's")
             if entry.seq:
                 account.add(entry)
+            else:
+                _demand_same(entry.entry, whose)
         return account
 
     def add(self, entry: Entry) -> None:
@@ -78,8 +79,16 @@ class Account:
 
     @property
     def cohorts(self) -> Counter[str]:
-        """Each different cohort, and how many jobs had it, oldest first."""
-        return Counter(job.reserved.cohort for job in self.jobs.values())
+        """Each different cohort, and how many jobs had it, oldest first.
+
+        Subgroups that were measured apart are among them; a job whose they are has used its patients once.
+        """
+        found: Counter[str] = Counter()
+        for job in self.jobs.values():
+            found[job.reserved.cohort] += 1
+            for digest in job.reserved.subgroups:
+                found[digest] += 0
+        return found
 
     def sums(self) -> dict[str, float]:
         """What all jobs together are charged: bits, epsilon, delta (basic composition) and evaluations."""
@@ -116,8 +125,8 @@ class Account:
         if len(self.answers) >= caps.feasibility:
             raise Refused(
                 "budget.disclosure",
-                "feasibility: the dataset's cap on answers is used up; ask about a cohort again that was "
-                "asked about before",
+                "feasibility: the dataset's cap on answers is used up; ask again what was asked before, in "
+                "the same words",
             )
         return True
 
@@ -163,6 +172,16 @@ def settlement(job: Job, bits: int, released: Released) -> Price:
         delta=before.delta if private else 0.0,
         evaluations=before.evaluations if released != "nothing" else 0,
     )
+
+
+def _demand_same(first: Event, whose: Opened) -> None:
+    if not isinstance(first, Opened) or (first.dataset, first.ledger) != (whose.dataset, whose.ledger):
+        raise Refused("node.ledger_invalid", "it is another dataset's")
+    if first.test_fraction != whose.test_fraction:
+        raise Refused(
+            "node.ledger_invalid",
+            f"the dataset's test_fraction was {first.test_fraction:g}, and can't change any more",
+        )
 
 
 def _power_below(left: float) -> float:

@@ -32,8 +32,10 @@ class Chain:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Open or create the ledger in `folder`, and check all of it; a torn last line is cut off, since it
-        was never relied on.
+        """Open or create the ledger in `folder`, and check all of it.
+
+        A torn last line is passed over, since it was never relied on. The next `append` cuts it off: what is
+        only looked at stays as it is.
 
         Raises:
             Refused: `node.ledger_invalid` where it was altered, or others may read or write it; `node.busy`
@@ -74,6 +76,7 @@ class Chain:
         entry = Entry(seq=len(self.entries), time=now, previous=self.head, entry=event)
         line = entry.line
         try:
+            os.ftruncate(self._fd, self._size)
             written = 0
             while written < len(line):  # a write may stop short
                 written += os.write(self._fd, line[written:])
@@ -115,7 +118,6 @@ class Chain:
         with os.fdopen(os.dup(self._fd), "rb") as file:
             file.seek(0)
             self.entries, self._size = read(file.read())
-        os.ftruncate(self._fd, self._size)
 
 
 def check_private(fd: int, path: Path) -> None:

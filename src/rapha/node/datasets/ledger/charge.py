@@ -9,12 +9,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
+from rapha.evidence.canonical import dumps
 from rapha.node.datasets import control
-from rapha.node.datasets.ledger.entries import Released
+from rapha.node.datasets.ledger.entries import Answered, Released
 from rapha.node.datasets.ledger.ledger import Asker, Ledger, opened
 from rapha.node.datasets.ledger.population import Population
+from rapha.node.datasets.ledger.tokens import question
 from rapha.node.datasets.resolve import Selection, readable_records
-from rapha.node.sources.interface import Index, Mask, Quarantine
+from rapha.node.sources.interface import Mask, Quarantine, Records
+from rapha.spec import cohort as cohorts
+from rapha.spec.cohort import Node
+from rapha.spec.dataset import DatasetManifest
 from rapha.spec.disclosure import Balance, Price
 from rapha.spec.refusals import Refused
 from rapha.spec.units import format_time
@@ -29,18 +34,23 @@ class Charge:
     people: Population
     usable: Mask
     reserved: bool = field(default=False)
+    subgroups: tuple[str, ...] = field(default=())
+    """Which may be measured apart, once the job is charged."""
 
     @classmethod
     def admitted(
-        cls, request: control.Resolve, index: Index, selection: Selection, opt_out_version: str
+        cls, request: control.Resolve, records: Records, selection: Selection, opt_out_version: str
     ) -> Self:
         """Gate 5: the job fits under the caps, and shows of nobody what no cell protects.
 
         Raises:
             Refused: `budget.disclosure`, `privacy.cohort_refused`, `node.ledger_invalid`, `node.busy`.
         """
+        index = records.index
         usable = readable_records(index, selection.patient_of) & ~selection.opted_out
-        people = Population.of(request.manifest, index, selection, usable)
+        named = (pair for subgroup in request.subgroups for pair in subgroup.groups.items())
+        groups = {name: records.select(condition) for name, condition in named}
+        people = Population.of(request.manifest, index, selection, usable, groups)
         asker = Asker(request.job_id, request.organisation, request.purpose, request.kind, opt_out_version)
         charge = cls(request, asker, people, usable)
         if request.ledger is not None:
@@ -55,9 +65,12 @@ class Charge:
             prepared: what is left once records were decoded.
         """
         fallen = (prepared.quarantine != Quarantine.NONE)[self.usable]
-        left = self.people.without(fallen) if fallen.any() else self.people
+        people, left = self.people, self.people.without(fallen) if fallen.any() else self.people
         with self._opened() as ledger:
-            balance = ledger.reserve(price, self.asker, self.people, left, now())
+            if people.groups:
+                self.subgroups = ledger.subgroups(people, left)
+                people, left = people.telling(self.subgroups), left.telling(self.subgroups)
+            balance = ledger.reserve(price, self.asker, people, left, now())
         self.reserved = True
         return balance
 
@@ -70,7 +83,7 @@ class Charge:
     def demand(self) -> None:
         """Raises `Refused` (`policy.conflict`) unless the job was charged by this process."""
         if not self.reserved:
-            raise Refused("policy.conflict", "no record is served before the ledger was charged")
+            raise Refused("policy.conflict", "nothing is served or measured before the ledger is charged")
 
     @contextmanager
     def _opened(self) -> Iterator[Ledger]:
@@ -78,6 +91,32 @@ class Charge:
             raise Refused("policy.conflict", "the records were resolved without a ledger")
         with opened(Path(self.request.ledger), self.request.manifest, self.request.seen) as ledger:
             yield ledger
+
+
+def afford(request: control.Resolve, listed: frozenset[str]) -> None:
+    """Before a record is looked at: the job fits under the caps, and what it asks is counted.
+
+    Whether its cohort is refused then is an answer about records, exact and of one bit, which somebody could
+    have a thousand times without a job ever being approved. So it is one of the answers that are counted.
+
+    Raises:
+        Refused: `budget.disclosure`, whatever the records are; `node.ledger_invalid`, `node.busy`.
+    """
+    if request.ledger is None:
+        return
+    event = asked(request.manifest, listed, request.cohort, request.kind, str(request.max_records))
+    with opened(Path(request.ledger), request.manifest, request.seen) as ledger:
+        ledger.ask(request.price, request.job_id, event, now())
+
+
+def asked(manifest: DatasetManifest, listed: frozenset[str], cohort: Node, *how: str) -> Answered:
+    """What was asked, in the words in which it was, of which data.
+
+    Not about whom: once no answer is left, a question would pass if and only if somebody had asked about
+    exactly the same people in other words, and that tells who matches.
+    """
+    words = dumps([manifest.commitment, sorted(listed), cohorts.dump(cohort), *how])
+    return Answered(question=question(manifest.salt, manifest.dataset, words))
 
 
 def now() -> str:

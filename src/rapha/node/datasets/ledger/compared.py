@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 
-from rapha.node.datasets.ledger.cohorts import Cohort
+from rapha.node.datasets.ledger.cohorts import Cohort, ordinals
 from rapha.node.datasets.ledger.partition import Units
 from rapha.node.datasets.ledger.population import Population
 from rapha.node.sources.interface import Array
+
+WORD: Final = 64
+"""Cohorts that one column of signatures tells of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +25,24 @@ class History:
         signature: uint64 [u, w]; bit j is set where the record was in cohort j.
         patients: the same of patients, at the ordinal of their record of rank 0.
         uses: jobs that the patient of that ordinal was in, int64 [u].
+        cohorts: how many there are.
     """
 
     signature: Array
     patients: Array
     uses: Array
+    cohorts: int
+
+    def also(self, cohort: Cohort, count: int) -> History:
+        """With one cohort more, which nobody was used for, over ordinals 0 … `count` - 1."""
+        records, patients = (
+            _marked(known, members, count, self.cohorts)
+            for known, members in (
+                (self.signature, ordinals(cohort.records)),
+                (self.patients, ordinals(cohort.patients)),
+            )
+        )
+        return History(records, patients, self.uses, self.cohorts + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +53,10 @@ class Compared:
     patients: Array
     records: Array
     history: History
+
+    def subgroup(self, name: str, history: History) -> Compared:
+        """The same people, where one subgroup alone is asked for after what `history` tells."""
+        return replace(self, people=self.people.group(name), history=history)
 
     def units(self) -> Iterator[Units]:
         """What is compared: patients, and records where they say more."""
@@ -57,6 +78,14 @@ class Compared:
         gone = self.history.uses > 0
         gone[self.patients[(self.patients >= 0) & (self.patients < len(gone))]] = False
         return int(np.count_nonzero(gone))
+
+
+def _marked(known: Array, members: Array, count: int, number: int) -> Array:
+    word, bit = divmod(number, WORD)
+    wider = np.zeros((count, max(word + 1, known.shape[1])), dtype=known.dtype)
+    wider[: len(known), : known.shape[1]] = known
+    wider[members, word] |= np.uint64(1 << bit)
+    return wider
 
 
 def known_at(of_ordinals: Array, found: Array) -> Array:

@@ -12,6 +12,7 @@ from rapha.spec.base import Model, Name, One, Sha256, Timestamp
 from rapha.spec.disclosure import Count, Price
 from rapha.spec.job import Kind, Purpose
 from rapha.spec.refusals import Refused
+from rapha.spec.subgroups import MAX_SUBGROUPS
 
 START: Final = "0" * 64
 """What the first line names as the digest of the line before."""
@@ -30,12 +31,15 @@ class Opened(Model):
 
     Attributes:
         ledger: of the dataset's name and salt, so that it outlives revisions of the manifest.
+        test_fraction: the one thing that a revision can't change: two splits that differ by a little are
+            two cohorts that do, and no cohort's entry says on which side of the split somebody was.
     """
 
     event: Literal["opened"] = "opened"
     version: One = 1
     dataset: Name
     ledger: Sha256
+    test_fraction: Annotated[float, Field(ge=0, le=1)]
 
 
 class Reserved(Model):
@@ -43,6 +47,7 @@ class Reserved(Model):
 
     Attributes:
         cohort: SHA-256 of the file that holds who and which records, as ordinals.
+        subgroups: the same of each subgroup of it that is measured apart.
         tokens, tokens_sha256: how many tokens there are from here on, and the digest of all of them.
         opt_out_version: of the list that the job runs with.
         departed: patients of earlier cohorts who can't be used now, because they opted out or their records
@@ -58,6 +63,7 @@ class Reserved(Model):
     opt_out_version: Sha256
     price: Price
     cohort: Sha256
+    subgroups: Annotated[tuple[Sha256, ...], Field(max_length=MAX_SUBGROUPS)] = ()
     tokens: Count
     tokens_sha256: Sha256
     departed: Count
@@ -73,10 +79,10 @@ class Settled(Model):
 
 
 class Answered(Model):
-    """A question about counts was answered.
+    """A question about a cohort was answered: its counts were told, or a job's was accepted or refused.
 
     Attributes:
-        question: keyed digest of who was asked about; the same for the same people, however it was put.
+        question: keyed digest of what was asked, in the words in which it was.
     """
 
     event: Literal["answered"] = "answered"

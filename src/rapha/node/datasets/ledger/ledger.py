@@ -27,7 +27,7 @@ from rapha.node.datasets.ledger import cohorts
 from rapha.node.datasets.ledger.account import Account, settlement
 from rapha.node.datasets.ledger.chain import Chain, check_private, refusal
 from rapha.node.datasets.ledger.cohorts import Cohort
-from rapha.node.datasets.ledger.compared import Compared, History, known_at
+from rapha.node.datasets.ledger.compared import WORD, Compared, History, known_at
 from rapha.node.datasets.ledger.entries import Answered, Opened, Released, Reserved, Seen, Settled, check_seen
 from rapha.node.datasets.ledger.partition import too_small
 from rapha.node.datasets.ledger.population import Population
@@ -39,7 +39,6 @@ from rapha.spec.refusals import Refused
 
 TOKENS: Final = "tokens.bin"
 COHORTS: Final = "cohorts"
-_WORD: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +57,24 @@ class Ledger:
 
     def __init__(self, folder: Path, manifest: DatasetManifest, chain: Chain) -> None:
         self.folder, self._manifest, self._chain = folder, manifest, chain
-        whose = Opened(dataset=manifest.dataset, ledger=ledger_id(manifest.salt, manifest.dataset))
+        whose = Opened(
+            dataset=manifest.dataset,
+            ledger=ledger_id(manifest.salt, manifest.dataset),
+            test_fraction=manifest.test_fraction,
+        )
         self.account = Account.replay(whose, chain.entries)
         self._whose = whose
         self.dictionary = self._tokens()
+
+    def ask(self, price: Price, job: str, event: Answered, now: str) -> None:
+        """Count what a job asks, before it is answered: from its terms, and from no record.
+
+        Raises:
+            Refused: `budget.disclosure`; `node.disk_full`.
+        """
+        if job not in self.account.jobs:
+            self.account.demand(price, self._manifest.disclosure)
+            self.answer(event, now)
 
     def check(self, price: Price, asker: Asker, people: Population) -> None:
         """The job fits, and shows of nobody what no cell protects. Changes nothing.
@@ -76,11 +89,39 @@ class Ledger:
         self.account.demand(price, self._manifest.disclosure)
         self._admit(people, self.dictionary)
 
+    def subgroups(self, people: Population, left: Population) -> tuple[str, ...]:
+        """Which subgroups may be measured apart; of the others, nothing is told. Changes nothing.
+
+        Each is a cohort: what is measured of it can be compared with what another job was told, of everybody
+        or of a subgroup. One that doesn't pass is left out as a small one is, and stops no job.
+
+        Args:
+            people, left: as for `reserve`.
+
+        Raises:
+            Refused: `privacy.cohort_refused` for the job itself.
+        """
+        wider = self.dictionary.extended(people.tokens_to_keep())
+        job = self._admit(people, wider)
+        rest = job if left is people else self._compared(left, wider, job.history)
+        counted = {*self.account.cohorts, job.cohort().digest}
+        history = job.history.also(job.cohort(), len(wider))
+        told: list[str] = []
+        for name in people.groups:
+            part = job.subgroup(name, history)
+            both, cohort = (part, rest.subgroup(name, history)), part.cohort()
+            room = len(counted) < self._manifest.disclosure.cohorts or cohort.digest in counted
+            if room and cohort.records and not any(map(self._stands_out, both)):
+                told.append(name)
+                counted.add(cohort.digest)
+                history = history.also(cohort, len(wider))
+        return tuple(told)
+
     def reserve(self, price: Price, asker: Asker, people: Population, left: Population, now: str) -> Balance:
         """Charge the worst case, durably; the job may be served once this returns.
 
         Args:
-            people: as at gate 5; what is written down.
+            people: as at gate 5; what is written down, with those of its subgroups that `subgroups` named.
             left: less what fell out since; the cells have to hold among them as well.
 
         Raises:
@@ -97,6 +138,7 @@ class Ledger:
             self._admit(left, wider)
         self._write_tokens(wider)
         digest = cohorts.write(self.folder / COHORTS, admitted.cohort())
+        parts = [admitted.subgroup(name, admitted.history) for name in people.groups]
         event = Reserved(
             job=asker.job,
             organisation=asker.organisation,
@@ -106,6 +148,7 @@ class Ledger:
             opt_out_version=asker.opt_out_version,
             price=price,
             cohort=digest,
+            subgroups=tuple(cohorts.write(self.folder / COHORTS, part.cohort()) for part in parts),
             tokens=len(wider),
             tokens_sha256=wider.sha256,
             departed=admitted.departed(),
@@ -162,18 +205,18 @@ class Ledger:
     def history(self) -> History:
         """All cohorts so far. Raises `Refused` (`node.ledger_invalid`)."""
         counted = self.account.cohorts
-        shape = len(self.dictionary), -(-len(counted) // _WORD)
+        shape = len(self.dictionary), -(-len(counted) // WORD)
         records, patients = np.zeros(shape, dtype=np.uint64), np.zeros(shape, dtype=np.uint64)
         uses = np.zeros(shape[0], dtype=np.int64)
         for number, (digest, jobs) in enumerate(counted.items()):
             found = self.cohort(digest)
-            word, bit = divmod(number, _WORD)
+            word, bit = divmod(number, WORD)
             people = cohorts.ordinals(found.patients)
             which = people if found.records == found.patients else cohorts.ordinals(found.records)
             records[which, word] |= np.uint64(1 << bit)
             patients[people, word] |= np.uint64(1 << bit)
             uses[people] += jobs
-        return History(records, patients, uses)
+        return History(records, patients, uses, len(counted))
 
     def _append(self, event: Reserved | Settled | Answered, now: str) -> None:
         if not self._chain.entries:
@@ -186,18 +229,24 @@ class Ledger:
         `privacy.cohort_refused` for too many cohorts, too many uses of a patient, or a part too small.
         """
         caps, history = self._manifest.disclosure, self.history()
-        patients = dictionary.find(people.patients)
-        records = dictionary.find(people.records) if people.several else patients[people.patient_of]
-        found = Compared(people, patients, records, history)
+        found = self._compared(people, dictionary, history)
         counted = self.account.cohorts
-        used = known_at(history.uses, patients[people.chosen_patients])
+        used = known_at(history.uses, found.patients[people.chosen_patients])
         if (
             int(used.max(initial=0)) >= caps.uses_per_patient
             or (len(counted) >= caps.cohorts and found.cohort().digest not in counted)
-            or any(too_small(units, self._manifest.minimum_cell) for units in found.units())
+            or self._stands_out(found)
         ):
             raise Refused("privacy.cohort_refused")
         return found
+
+    def _compared(self, people: Population, dictionary: Dictionary, history: History) -> Compared:
+        patients = dictionary.find(people.patients)
+        records = dictionary.find(people.records) if people.several else patients[people.patient_of]
+        return Compared(people, patients, records, history)
+
+    def _stands_out(self, found: Compared) -> bool:
+        return any(too_small(units, self._manifest.minimum_cell) for units in found.units())
 
     def _tokens(self) -> Dictionary:
         said = [e.entry for e in self._chain.entries if isinstance(e.entry, Reserved)]

@@ -24,7 +24,7 @@ _NAMES: Final = {
     "evaluations": "evaluations",
     "cohorts": "different cohorts",
     "most_used": "jobs of the most used patient",
-    "feasibility": "answers about counts",
+    "feasibility": "answers about cohorts",
 }
 
 

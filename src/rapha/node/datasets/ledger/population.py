@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -24,6 +25,7 @@ class Population:
         patient_of: int64 [n]; 0 … k-1.
         rank: int64 [n]; among all records of the patient, readable or not.
         chosen: bool [n]; what the job asks for, before any sample of it is drawn.
+        groups: by name, bool [n]; what of it would be measured apart.
     """
 
     patients: Tokens
@@ -31,13 +33,22 @@ class Population:
     patient_of: Array
     rank: Array
     chosen: Mask
+    groups: Mapping[str, Mask] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, manifest: DatasetManifest, index: Index, selection: Selection, usable: Mask) -> Self:
+    def of(
+        cls,
+        manifest: DatasetManifest,
+        index: Index,
+        selection: Selection,
+        usable: Mask,
+        groups: Mapping[str, Mask],
+    ) -> Self:
         """Everybody of a source, and what `selection` asks for.
 
         Args:
             usable: bool, length of the source; readable, and not opted out.
+            groups: by name, bool, length of the source; what subgroups there are to measure apart.
         """
         patient_of = selection.patient_of
         rank = np.zeros(len(patient_of), dtype=np.int64)
@@ -50,12 +61,14 @@ class Population:
             held_out(manifest.salt, manifest.dataset, names, manifest.test_fraction), dtype=np.bool_
         )
         chosen = selection.matched[usable]
+        tested = chosen & held[among]
         return cls(
             patients=tokens_of(manifest.salt, manifest.dataset, names),
             held=held,
             patient_of=among,
             rank=rank[usable],
-            chosen=chosen & held[among] if selection.kind == "evaluate" else chosen,
+            chosen=tested if selection.kind == "evaluate" else chosen,
+            groups={name: tested & rows[usable] for name, rows in groups.items()},
         )
 
     @property
@@ -79,6 +92,14 @@ class Population:
         """Tokens of everybody and everything in the job."""
         return np.concatenate([self.patients[self.chosen_patients], self.records[self.chosen]])
 
+    def group(self, name: str) -> Self:
+        """As of a job that asked for this subgroup alone."""
+        return replace(self, chosen=self.groups[name], groups={})
+
+    def telling(self, names: Iterable[str]) -> Self:
+        """With these subgroups, and no other."""
+        return replace(self, groups={name: self.groups[name] for name in names})
+
     def without(self, fallen: Mask) -> Self:
         """Less records that turned out to be unusable, bool [n]; who has none left is gone."""
         numbers, among = np.unique(self.patient_of[~fallen], return_inverse=True)
@@ -89,4 +110,5 @@ class Population:
             patient_of=among,
             rank=self.rank[~fallen],
             chosen=self.chosen[~fallen],
+            groups={name: rows[~fallen] for name, rows in self.groups.items()},
         )

@@ -7,7 +7,8 @@ from typing import Final
 
 import numpy as np
 
-from rapha.node.datasets.ledger.ledger import Ledger, opened
+from rapha.node.datasets.ledger.entries import check_seen
+from rapha.node.datasets.ledger.ledger import Ledger, opened, place
 from rapha.node.datasets.ledger.messages import Inspect, Line, Overlap, Shown
 from rapha.spec.disclosure import Spent
 
@@ -21,6 +22,12 @@ def inspect(request: Inspect) -> Shown:
     Raises:
         Refused: `node.ledger_invalid`, `node.busy`.
     """
+    caps, bucket = request.manifest.disclosure, request.manifest.billing_bucket
+    if not place(Path(request.ledger), request.manifest).exists():
+        # Whoever looks may be another user, and what they made the node could not write to.
+        check_seen([], request.seen)
+        unused = Spent(spent=0, cap=caps.feasibility)
+        return Shown(balance=None, feasibility=unused, jobs=(), uses={}, overlaps=(), bucket=bucket)
     with opened(Path(request.ledger), request.manifest, request.seen) as ledger:
         uses = ledger.history().uses  # reads every cohort, and so checks each
         numbers = {digest: number for number, digest in enumerate(ledger.account.cohorts)}
@@ -39,7 +46,6 @@ def inspect(request: Inspect) -> Shown:
             )
             for name, job in ledger.account.jobs.items()
         )
-        caps, bucket = request.manifest.disclosure, request.manifest.billing_bucket
         return Shown(
             balance=ledger.balance(jobs[-1].opt_out_version) if jobs else None,
             feasibility=Spent(spent=len(ledger.account.answers), cap=caps.feasibility),
