@@ -73,7 +73,7 @@ class DatasetUse(Model):
         content: the stored bytes that every record was decoded from, under another key of the job.
         confinement: where decoded records were, by the host's word: in memory alone, or in shards under
             AES-256-GCM with a key that was in memory alone.
-        ledger: salted commitment to how far the dataset's disclosure ledger had come once the job was charged.
+        ledger: salted commitment to how far the dataset's disclosure ledger was once the job was charged.
             It tells nothing, and whoever is given the opening later sees whether the ledger still has that
             entry, also where all of the node's disk was put back to an older state.
     """
