@@ -94,7 +94,8 @@ def test_the_funnel_has_the_images_that_may_show_a_name(demo: Demo) -> None:
     funnel = demo.receipt["dataset"]["funnel"]
     assert funnel["record.burned_in"] >= 10
     assert funnel["consent.opted_out"] == "<3"
-    assert funnel["matched"] > funnel["readable"] == funnel["used"]
+    # What can't be read to begin with is counted by its reason alone, whatever the cohort.
+    assert funnel["matched"] == funnel["readable"] == funnel["used"]
     assert demo.receipt["dataset"]["confinement"] == "memory"
 
 

@@ -219,11 +219,11 @@ ATTACKS = (
         "job.outputs",
         READ_ALL + MORE.replace("release", "    break\nrelease"),
     ),
-    Bad("predicts one too many", "job.outputs", READ_ALL + MORE),
-    Bad("writes a file more", "job.outputs", READ_ALL + "open('/rapha/out/more', 'w').write('x')\n"),
     Bad("never ends", "job.time", READ_ALL + "while True: pass\n", _shorter),
 )
 MORE_ATTACKS = (
+    Bad("predicts one too many", "job.outputs", READ_ALL + MORE),
+    Bad("writes a file more", "job.outputs", READ_ALL + "open('/rapha/out/more', 'w').write('x')\n"),
     Bad("reads the train split afterwards", "job.failed", READ_ALL + TRAIN_TOO),
     Bad("does nothing", "job.no_records", "import rapha_trainer\n"),
     Bad("writes weights", "job.outputs", READ_ALL + "open('/rapha/out/model.safetensors', 'w').write('x')\n"),

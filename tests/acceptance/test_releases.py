@@ -227,7 +227,7 @@ def test_two_people_sign_by_the_command_and_all_is_released(reviewing: Stack, tm
     assert pdf.read_bytes().startswith(b"%PDF-")
 
 
-@pytest.mark.parametrize("other", ["release", "metrics-only"])
+@pytest.mark.parametrize("other", ["release", pytest.param("metrics-only", marks=pytest.mark.slow)])
 def test_a_release_refused(reviewing: Stack, other: Any) -> None:
     verdicts: Verdicts = {"reviewer": other, "statistician": "refuse"}
     with stacks.node(reviewing.world.node), stacks.people(reviewing.world, verdicts):
@@ -261,8 +261,8 @@ def _nobody(stack: Stack, signed: SignedJob) -> None:
     ("meddle", "code"),
     [
         (_nobody, "policy.approval_missing"),
-        (_one_key_twice, "policy.approval_missing"),
-        (_stranger, "policy.approval_invalid"),
+        pytest.param(_one_key_twice, "policy.approval_missing", marks=pytest.mark.slow),
+        pytest.param(_stranger, "policy.approval_invalid", marks=pytest.mark.slow),
         (_another_page, "policy.approval_invalid"),
     ],
 )

@@ -43,6 +43,8 @@ def inspect(
         leave(WRONG_CALL, f"{directory} is not a folder")
     if in_use(out):
         leave(WRONG_CALL, f"{out} is not an empty or new folder")
+    if out is not None and _resolved(directory) in (_resolved(out), *_resolved(out).parents):
+        leave(WRONG_CALL, f"{out} lies in {directory}, where only the job's own files may be")
     report = run_in_child(directory, release_plan, out, TIMEOUT_S)
     if as_json:
         emit_json(report.dump())
@@ -58,6 +60,13 @@ def _is_folder(path: Path) -> bool:
         return path.is_dir()
     except OSError:  # a name that is too long, a folder of somebody else
         return False
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a circle of links
+        leave(WRONG_CALL, f"{path}: {error}")
 
 
 def _plan(path: Path) -> ReleasePlan:

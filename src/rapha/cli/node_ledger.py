@@ -88,7 +88,7 @@ def _shown(work: Path, name: str) -> tuple[DatasetManifest, Shown]:
     config = configs.load(work / "node.json")
     found = [manifest for manifest, _ in load_datasets(work, config).values() if manifest.dataset == name]
     if not found:
-        leave(NO, f"policy.dataset: this node has no dataset {name!r}")
+        raise Refused("policy.dataset", f"this node has no dataset {name!r}")
     state = work.resolve() / config.state
     known = seen(journals.read(state / "journal.jsonl"), name)
     with DatasetProcess() as data:

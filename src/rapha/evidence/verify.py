@@ -14,7 +14,9 @@ Steps (`STEPS`), in the order in which they run:
 11 approval     enough pinned owners approved this job, policy, data and node
 12 seal         fresh evidence held again before records were opened; all probes were made, all walls held
 13 metering     records counted, in the agreement's buckets, within the cap
-14 guard        all guard checks passed and released exactly the plan's files, or of them the metrics alone
+14 guard        exactly the guard's checks, each passed where the plan gives it something to look at; exactly
+                the plan's files, or of them the metrics alone; the receipt's covert bound is the guard's, and
+                no less than those files and the verdict can hold
 15 surface      what the researcher was told is the receipt's artifacts, counts and planned metrics
 16 review       enough pinned reviewers signed the disclosure report; what left is their narrowest verdict
 17 attestation  a second quote covers the receipt itself

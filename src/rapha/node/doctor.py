@@ -16,6 +16,7 @@ from rapha.node.node import Keys, load_agreements, load_datasets, load_policies
 from rapha.node.posture.airgap import client
 from rapha.node.posture.airgap.probe import resolve
 from rapha.node.posture.interface import Producer
+from rapha.runtime.sandbox.bubblewrap import Bubblewrap
 from rapha.runtime.sandbox.interface import Sandbox
 from rapha.runtime.sandbox.pyruntime import PythonRuntime
 from rapha.spec.refusals import Refused
@@ -35,8 +36,14 @@ class Check:
         return {"id": self.id, "ok": self.ok, "found": self.found, "fix": self.fix}
 
 
-def checks(path: Path, config: NodeConfig, sandbox: Sandbox, producer: Callable[[], Producer]) -> list[Check]:
-    """Look at everything; nothing is changed."""
+def checks(
+    path: Path,
+    config: NodeConfig,
+    sandbox: Sandbox,
+    producer: Callable[[], Producer],
+    guards: Sandbox | None = None,
+) -> list[Check]:
+    """Look at everything; nothing is changed. `guards` is the output guard's sandbox, always bubblewrap."""
     root = path.parent.resolve()
 
     def trust() -> str:
@@ -79,6 +86,9 @@ def checks(path: Path, config: NodeConfig, sandbox: Sandbox, producer: Callable[
         ("attestation", attestation),
         ("air-gap", lambda: _air_gap(root, config)),
     ]
+    if config.sandbox != Bubblewrap.name:  # which the guard needs nevertheless
+        at = [name for name, _ in looks].index("sandbox") + 1
+        looks.insert(at, ("guard-sandbox", lambda: _walls(guards or Bubblewrap())))
     return [_look(name, look) for name, look in looks]
 
 

@@ -42,31 +42,23 @@ from rapha.node.gates.ledger import Charge
 from rapha.node.gates.passed import Passed
 from rapha.node.gates.policy import Allowed, allow
 from rapha.node.gates.receipt import issue
-from rapha.node.gates.release import Facts, confirm, review
+from rapha.node.gates.release import Facts, Reviewed, confirm, review
 from rapha.node.gates.scan import Scanned, scan
 from rapha.node.gates.seal import Sealed, seal
-from rapha.node.gates.train import train
+from rapha.node.gates.train import Trained, train
 from rapha.node.node import Node
 from rapha.node.recover import CLOSED, COMMITTED, ENDED, OPEN, TRAINING, charge, destroy
 from rapha.node.uplink import Lease
 from rapha.node.watch import Watch
+from rapha.spec.receipt import AirGap
 from rapha.spec.refusals import Refused
 from rapha.spec.states import ENDED_WITH_CODE
 from rapha.spec.surface import Surface
 
 GATES = (
-    "intake",
-    "posture",
-    "scan",
-    "policy",
-    "consent",
-    "approval",
-    "seal",
-    "train",
-    "guard",
-    "release",
+    "intake", "posture", "scan", "policy", "consent", "approval", "seal", "train", "guard", "release",
     "receipt",
-)
+)  # fmt: skip
 
 
 def run(node: Node, lease: Lease) -> None:
@@ -212,8 +204,7 @@ def _train(
     charge = Charge(node, admitted, consented)
     with outcome.metered(admitted, consented), charge:
         with gate(node, job, "train") as found:
-            charge.reserve()
-            _begin(node, admitted, clock)
+            _begin(node, admitted, clock, charge)
             trained = (evaluate if evaluation else train)(node, admitted, consented, work, gap.hold)
             usage = consented.data.usage()
             found.append(f"{usage.unique_records} records in {usage.batches} batches, all counted first")
@@ -230,23 +221,7 @@ def _train(
             facts = Facts(lease, before.patients, assurance, clock, gap.moments, charge.price)
             reviewed = review(node, admitted, guarded, facts, work, watch.stopped)
             found.append(f"{len(reviewed.answers)} reviewer(s) signed, released: {reviewed.scope}")
-        passed = Passed(
-            lease,
-            admitted,
-            before.attested,
-            before.scanned,
-            before.allowed,
-            consented,
-            before.approved,
-            sealed,
-            trained,
-            reviewed.guarded,
-            airgap,
-            reviewed.envelopes,
-            reviewed.scope,
-            reviewed.bits,
-            before.at,
-        )
+        passed = _passed(lease, before, sealed, trained, airgap, reviewed)
         with gate(node, job, "receipt") as found:
             outbox = node.state / "outbox" / job
             digest, surface = issue(node, passed, outbox, clock)
@@ -262,11 +237,39 @@ def _in_words(node: Node, sealed: Sealed) -> str:
     return f"{severed}{len(sealed.probes)} probes unreachable, records decoded {where}"
 
 
-def _begin(node: Node, admitted: Admitted, clock: outcome.Clock) -> None:
-    """From here on, an end that counts nothing is charged; on disk before the first record is served."""
-    clock.start()
+def _begin(node: Node, admitted: Admitted, clock: outcome.Clock, charge: Charge) -> None:
+    """From here on, an end that counts nothing is charged; on disk before the first record is served.
+
+    The clock goes first: how long the ledger takes depends on the records, and shows in no end then.
+    """
+    started = clock.start()
+    charge.reserve()
     records, patients = outcome.worst(admitted)
-    node.journal.append(TRAINING, admitted.id, started_ms=_ms(), records=records, patients=patients)
+    node.journal.append(
+        TRAINING, admitted.id, started_ms=int(started * 1000), records=records, patients=patients
+    )
+
+
+def _passed(
+    lease: Lease, before: _Approved, sealed: Sealed, trained: Trained, airgap: AirGap, reviewed: Reviewed
+) -> Passed:
+    return Passed(
+        lease,
+        before.admitted,
+        before.attested,
+        before.scanned,
+        before.allowed,
+        before.consented,
+        before.approved,
+        sealed,
+        trained,
+        reviewed.guarded,
+        airgap,
+        reviewed.envelopes,
+        reviewed.scope,
+        reviewed.bits,
+        before.at,
+    )
 
 
 @contextmanager

@@ -1,7 +1,13 @@
-"""Axes at another size: area averaging where one shrinks, linear interpolation where it grows."""
+"""Axes at another size: area averaging where one shrinks, linear interpolation where it grows.
+
+How large a column is may differ by what a record is; how much memory it takes beyond that must not. So it is
+worked on in blocks, of which only what is left of them is kept. The numbers are those of the whole.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,6 +17,9 @@ from numpy.typing import DTypeLike, NDArray
 from rapha.runtime.casting import WORKED_IN_FLOAT32, cast
 
 Array = NDArray[Any]
+Pointwise = Callable[[Array], Array]
+_AT_ONCE: Final = 2**21
+"""Values in a block."""
 _MANY: Final = 16
 """Above so many float32, rounding would add up to more than one rounding: their sum is made in float64."""
 
@@ -23,20 +32,73 @@ class _Taps:
     weights: NDArray[np.float64]
 
 
-def resized(column: Array, sizes: tuple[int, ...]) -> Array:
-    """The last axes at `sizes`: pixel centres stay in proportion, edges are held."""
-    dtype = column.dtype.name
+def resized(column: Array, sizes: tuple[int, ...], before: Pointwise = lambda values: values) -> Array:
+    """The last axes at `sizes`: pixel centres stay in proportion, edges are held.
+
+    Args:
+        before: what is done to each value first.
+    """
     first = column.ndim - len(sizes)
     if column.shape[first:] == sizes:
-        return column
+        return before(column)
     if 0 in column.shape[first:]:
         raise ValueError("an empty axis has no values to resize")
-    values = column.astype(np.float32 if dtype in WORKED_IN_FLOAT32 else np.float64, copy=False)
     changes = [(size / column.shape[first + i], first + i, size) for i, size in enumerate(sizes)]
-    for _, axis, size in sorted(changes):  # what shrinks most comes first: the rest has less to do
-        if values.shape[axis] != size:
-            values = _along(values, axis, _taps(values.shape[axis], size))
-    return cast(values, dtype)
+    *early, late = sorted(changes)  # what shrinks most comes first: the rest has less to do
+    along = late[1] if early else _longest(column.shape[:first])
+    dtype = before(column[:0]).dtype
+
+    def part(block: slice) -> Array:
+        values = _worked(before(column[_at(along, block)]))
+        for change in early or [late]:
+            values = _changed(values, change)
+        return values
+
+    values = _in_blocks(column.shape, along, part)
+    if early:
+        values = _changed(values, late)
+    if values.dtype == dtype:
+        return values
+    return _cast_in_blocks(values, dtype.name)
+
+
+def _cast_in_blocks(values: Array, dtype: str) -> Array:
+    along = _longest(values.shape)
+    return _in_blocks(values.shape, along, lambda block: cast(values[_at(along, block)], dtype))
+
+
+def _longest(shape: tuple[int, ...]) -> int:
+    return max(range(len(shape)), key=lambda axis: shape[axis])
+
+
+def _worked(values: Array) -> Array:
+    small = values.dtype.name in WORKED_IN_FLOAT32
+    return values.astype(np.float32 if small else np.float64, copy=False)
+
+
+def _changed(values: Array, change: tuple[float, int, int]) -> Array:
+    _, axis, size = change
+    return values if values.shape[axis] == size else _along(values, axis, _taps(values.shape[axis], size))
+
+
+def _at(axis: int, block: slice) -> tuple[slice, ...]:
+    return (*(slice(None),) * axis, block)
+
+
+def _in_blocks(shape: tuple[int, ...], axis: int, part: Callable[[slice], Array]) -> Array:
+    """What `part` makes of the blocks of an array, side by side along `axis`."""
+    count = shape[axis]
+    step = max(1, _AT_ONCE * count // max(1, math.prod(shape)))
+    if step >= count:
+        return part(slice(None))
+    result: Array | None = None
+    for start in range(0, count, step):
+        block = slice(start, min(start + step, count))
+        made = part(block)
+        if result is None:
+            result = np.empty((*made.shape[:axis], count, *made.shape[axis + 1 :]), made.dtype)
+        result[_at(axis, block)] = made
+    return part(slice(None)) if result is None else result
 
 
 def _taps(old: int, new: int) -> _Taps:
@@ -69,8 +131,10 @@ def _used(inputs: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np
 
 def _along(values: Array, axis: int, taps: _Taps) -> Array:
     result = _summed(values, axis, taps, np.float64 if len(taps.inputs) > _MANY else values.dtype)
-    if result.dtype == np.float32 and np.isinf(result).any():  # rounded up, weights make more than 1 of it
-        result = _summed(values, axis, taps, np.float64)
+    if result.dtype == np.float32 and (beyond := np.isinf(result)).any():
+        # Rounded up, weights make more than 1 of it. Each value by itself, whatever else is in its block.
+        wide = cast(_summed(values, axis, taps, np.float64), "float32")
+        np.copyto(result, wide, where=beyond)
     return cast(result, values.dtype.name)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any, Final
 
@@ -98,9 +99,21 @@ def _blocks(count: int, form: Form, steps: tuple[Step, ...]) -> Iterator[tuple[i
 
 
 def _fixed(column: Array, steps: tuple[Step, ...]) -> Array:
-    for step in steps:
-        column = resized(column, step.resize) if step.resize is not None else _pointwise(column, step)
+    """What comes before the first resize is done within it: only then are all records of one size."""
+    first = next((n for n, step in enumerate(steps) if step.resize is not None), 0)
+    before, rest = steps[:first], steps[first:]
+    for step in rest:
+        if step.resize is not None:
+            column, before = resized(column, step.resize, partial(_each, steps=before)), ()
+        else:
+            column = _pointwise(column, step)
     return column
+
+
+def _each(values: Array, steps: tuple[Step, ...]) -> Array:
+    for step in steps:
+        values = _pointwise(values, step)
+    return values
 
 
 def _ragged(column: Ragged, form: Form, steps: tuple[Step, ...]) -> Array | Ragged:

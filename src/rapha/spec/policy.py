@@ -37,11 +37,24 @@ class RequestedRecords(Model):
     cohort_fields: tuple[Line, ...]
 
 
+class RequestedPrivacy(Model):
+    """The guarantee that the job asks the hospital's own trainer for, and of which model.
+
+    Only this program of the hospital's sees records then, and `epsilon` and `delta` bound what the weights
+    tell of one patient.
+    """
+
+    epsilon: Annotated[float, Field(gt=0)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    model: Literal["linear", "mlp", "cnn", "head"]
+
+
 class RequestedOutputs(Model):
     """What the job's release plan lets out: `bytes` is the most that all released files weigh.
 
     `bits` are those of one floating parameter once it is rounded; `noise` is the standard deviation of what
-    the guard adds, 0 for none. Both are 0 without weights.
+    the guard adds, 0 for none. Both are 0 without weights. `subgroups` are those measured apart, such as
+    `sex=1`. `self_reported` counts the values that the job may say of itself and nobody checks.
     """
 
     bytes: Natural
@@ -51,6 +64,8 @@ class RequestedOutputs(Model):
     bits: Annotated[int, Field(ge=0, le=max(BITS.values()))]
     noise: Annotated[float, Field(ge=0)]
     trusted_metrics: tuple[TrustedMetric, ...]
+    subgroups: tuple[Line, ...]
+    self_reported: Natural
 
     @model_validator(mode="after")
     def _weights_have_a_dtype(self) -> Self:
@@ -60,13 +75,14 @@ class RequestedOutputs(Model):
 
 
 class JobFacts(Model):
-    """The job, as far as a rule may look at it."""
+    """The job, as far as a rule may look at it; without `private`, code of the company's own sees records."""
 
     id: Sha256
     kind: Literal["train", "evaluate"]
     purpose: Purpose
     dataset: RequestedRecords
     outputs: RequestedOutputs
+    private: RequestedPrivacy | None
     network: bool = False
     compute: Compute
     assurance: Assurance
@@ -95,11 +111,21 @@ class JobFacts(Model):
                 bits=plan.weights.element_bits if plan.weights else 0,
                 noise=plan.weights.noise_std if plan.weights else 0.0,
                 trusted_metrics=plan.trusted_metrics,
+                subgroups=plan.groups,
+                self_reported=len(plan.self_reported.fields) if plan.self_reported else 0,
             ),
+            private=_private(job),
             compute=job.compute,
             assurance=job.assurance,
             budget_max=job.budget.max if job.budget else None,
         )
+
+
+def _private(job: Job) -> RequestedPrivacy | None:
+    asked = job.private
+    if asked is None:
+        return None
+    return RequestedPrivacy(epsilon=asked.epsilon, delta=asked.delta, model=asked.model.kind)
 
 
 class AgreementTerms(Model):

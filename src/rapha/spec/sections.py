@@ -6,7 +6,7 @@ counts, timings) stays in the hospital, behind a salted commitment.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -15,6 +15,9 @@ from rapha.spec.receipt import Count, ImageDigest
 from rapha.spec.reported import FileName
 
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9 ._+/-]{1,64}$")]
+
+GUARD_CHECKS: Final = ("files", "format", "values", "transform", "rebuild", "metrics", "tripwires")
+"""The output guard's checks that a bundle tells, from number 1: all of them, and no other."""
 
 
 class PolicySection(Model):

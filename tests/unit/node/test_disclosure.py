@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -303,16 +304,62 @@ def test_the_pdf_is_one_a4_page_with_the_sentence(made: Page) -> None:
 
 def test_what_does_not_fit_is_counted_and_never_dropped_in_silence() -> None:
     made = worst()
-    for shown in (Outline(html.render(made)).text, printed(made)[1], text.render(made)):
+    command = f"`rapha node releases show {made.job[:8]}`"
+    for shown, where in (
+        (Outline(html.render(made)).text, "below, under All of it"),
+        (printed(made)[1], command),
+    ):
         folded = " ".join(shown.split())
         for rest in (
-            "and 8,188 more",
-            "and 195 more metrics",
-            "and 197 more self-reported",
+            f"and 8,188 more changed no more than these: {where}",
+            f"and 195 more metrics; 9 points of curves: {where}",
+            f"and 197 more self-reported values: {where}",
             "and 63 more keys",
         ):
             assert rest in folded
-        assert "9 points of curves" in folded
+    assert "and 63 more keys" in text.render(made)
+
+
+def test_all_that_is_signed_can_be_read() -> None:
+    """Eighty-one metrics, the points of a curve, and as many self-reported values as a plan may have."""
+    trusted = {f"metric{i}": i + 0.125 for i in range(81)} | {"metric7.low": 6.5, "metric7.high": 8.25}
+    trusted |= {f"roc.{i}": i / 1000 for i in range(101)}
+    words = {f"name_{i:03}_" + "n" * 40: f"value {i:03} " + "v" * 40 for i in range(256)}
+    tensors = tuple(
+        Transform(tensor=f"layer.{i}", dtype="F32", released_as="BF16", clipped=i, largest_error=0)
+        for i in range(9)
+    )
+    files = tuple(File(name=f"file{i}.json", bytes=i) for i in range(5))
+    release = Outgoing(bits=9714, parts=PARTS, files=files)
+    made = make(trusted=trusted, self_reported=words, transforms=tensors, release=release)
+    for shown in (re.sub(r"<[^>]*>", " ", html.render(made)), text.render(made)):
+        folded = " ".join(shown.split())
+        for i in range(81):
+            assert f"metric{i} {i}.125" in folded
+        assert "metric7 7.125 6.500 to 8.250" in folded
+        assert all(f"roc.{i} {i / 1000:.3f} a point" in folded for i in range(101))
+        assert all(f"{name} {said}" in folded for name, said in words.items())
+        assert all(f"layer.{i} F32 to BF16 {i}" in folded for i in range(9))
+        assert all(f"file{i}.json" in folded for i in range(5))
+    assert not {"script", "details"} & {tag for tag, _ in Outline(html.render(made)).tags}
+    assert len(printed(made)[0].pages) == 1
+
+
+def test_a_page_that_holds_all_of_it_says_it_once() -> None:
+    made = make(trusted={"auroc": 0.95}, self_reported={"loss": 0.125})
+    for shown in (Outline(html.render(made)).text, printed(made)[1], text.render(made)):
+        assert "All of it" not in shown and "releases show" not in shown
+
+
+@pytest.mark.parametrize("value", [0.12345, 1e-9])
+def test_no_digit_of_a_metric_is_left_out(value: float) -> None:
+    assert view.view(make(trusted={"auroc": value})).trusted.rows[0][1] == str(value)
+
+
+def test_what_is_cut_within_a_row_is_told_in_full_too() -> None:
+    made = make(trusted={}, self_reported={"note": "begin " + "x" * 60 + "HIDDEN" + "y" * 60 + " end"})
+    assert "HIDDEN" in text.render(made) and "HIDDEN" in Outline(html.render(made)).text
+    assert "in full: `rapha node releases show" in " ".join(printed(made)[1].split())
 
 
 def test_the_pdf_tells_nothing_of_the_machine_and_is_the_same_each_time() -> None:
@@ -387,8 +434,14 @@ def test_letters_that_the_pdf_has_no_sign_for_are_not_dropped() -> None:
 
 
 @pytest.mark.peer("chromium")
-@pytest.mark.parametrize("made", [make(), worst()], ids=["usual", "worst"])
-def test_the_html_prints_on_one_page(made: Page, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("made", "pages"),
+    [(make(trusted={"auroc": 0.95}), 1), (make(), 2), (worst(), None)],
+    ids=["all fits", "usual", "worst"],
+)
+def test_the_html_prints_what_is_decided_on_its_first_page(
+    made: Page, pages: int | None, tmp_path: Path
+) -> None:
     (tmp_path / "page.html").write_text(html.render(made), encoding="utf-8")
     command = [
         *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"),
@@ -397,8 +450,11 @@ def test_the_html_prints_on_one_page(made: Page, tmp_path: Path) -> None:
     ]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     reader = PdfReader(tmp_path / "page.pdf")
-    assert len(reader.pages) == 1
-    assert SENTENCE in " ".join(reader.pages[0].extract_text().split())
+    first = " ".join(reader.pages[0].extract_text().split())
+    assert SENTENCE in first and made.digest in first and "This page stays in the hospital." in first
+    assert pages is None or len(reader.pages) == pages
+    for sheet in range(1, min(3, len(reader.pages))):
+        assert reader.pages[sheet].extract_text().startswith("All of it") == (sheet == 1)
 
 
 def test_what_a_verdict_does_is_on_every_form_of_a_full_page() -> None:

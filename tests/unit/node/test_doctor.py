@@ -50,9 +50,17 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "node"
 
 
-def look(root: Path, walls: Walls | None = None, **fields: Any) -> dict[str, Check]:
+def look(
+    root: Path, walls: Walls | None = None, guards: Walls | None = None, **fields: Any
+) -> dict[str, Check]:
     config = NodeConfig.parse({**CONFIG, **fields})
-    found = doctor.checks(root / "node.json", config, cast(Sandbox, walls or Walls()), no_hardware)
+    found = doctor.checks(
+        root / "node.json",
+        config,
+        cast(Sandbox, walls or Walls()),
+        no_hardware,
+        cast(Sandbox, guards or Walls()),
+    )
     return {c.id: c for c in found}
 
 
@@ -127,3 +135,15 @@ def test_a_configuration_that_does_not_hold_fails(root: Path, check: str, fields
 def test_a_host_without_a_sandbox_fails(root: Path) -> None:
     found = look(root, Walls(Refused("node.sandbox_unavailable", "no user namespaces")))
     assert found["sandbox"].found == "node.sandbox_unavailable: no user namespaces"
+
+
+def test_the_guard_needs_its_own_sandbox_where_jobs_have_another(root: Path) -> None:
+    refused = Walls(Refused("node.sandbox_unavailable", "no user namespaces"))
+    assert "guard-sandbox" not in look(root, guards=refused), "the row sandbox says it"
+    found = look(root, guards=refused, sandbox="gvisor")
+    assert found["sandbox"].ok and not found["guard-sandbox"].ok
+    assert found["guard-sandbox"].found == "node.sandbox_unavailable: no user namespaces"
+    assert found["guard-sandbox"].fix
+    found = look(root, sandbox="gvisor")
+    assert list(found) == [*IDS[:8], "guard-sandbox", *IDS[8:], "air-gap"]
+    assert found["guard-sandbox"].ok

@@ -26,8 +26,9 @@ from rapha.node.sources.imaging.fragments import frames_of
 from rapha.node.sources.imaging.image import Image
 from rapha.node.sources.imaging.order import Args, Expect, RenderOrder, Setup, encode
 from rapha.node.sources.interface import Quarantine
-from rapha.node.sources.workers.interface import Item, Task, Unusable
+from rapha.node.sources.workers.interface import Item, Limits, Task, Unusable
 from rapha.node.sources.workers.pool import Pool
+from rapha.spec.refusals import Refused
 from rapha.spec.transforms import Form, Step
 
 PIXELS = np.arange(64, dtype="<i2").tobytes()
@@ -431,3 +432,39 @@ def test_a_file_that_is_too_large(tmp_path: Path) -> None:
     with path.open("rb") as file, pytest.raises(Unusable) as caught:
         DECODER(ARGS, [file], memoryview(bytearray(SETUP.output_bytes)))
     assert caught.value.quarantine is Quarantine.TOO_LARGE
+
+
+class TestStepsOfTheJob:
+    """Which record falls out must not hang on the steps: two jobs would differ by the longest series."""
+
+    LONG = file_of({
+        0x00280008: (b"IS", b"256 "), 0x00280010: us(256), 0x00280011: us(256),
+        0x7FE00010: (b"OW", bytes(2 * 256**3)),
+    })  # fmt: skip
+    HEAVY = ({"dtype": "float64"}, {"normalise": {"mean": 0.1, "scale": 1e-20}}, {"dtype": "float64"})
+    LARGE = ({"resize": [64, 512, 512]}, *HEAVY, {"resize": [4, 4, 4]})
+
+    def found(self, memory_bytes: int, *steps: object) -> list[Quarantine]:
+        """Of a short series, the long one, one that claims too much, and the short one again."""
+        parsed = tuple(Step.parse(step) for step in steps)
+        setup = Setup("series", (RenderOrder("x", "pixels", Form("int16", (0, 0, 0)), parsed),))
+        short = file_of()
+        bomb = file_of({0x00280008: (b"IS", b"65535 "), 0x00280010: us(65535), 0x00280011: us(65535)})
+        items = [Item(ARGS, data=(one,)) for one in (short, self.LONG, bomb, short)]
+        with Pool(
+            Task.DECODE, encode(setup), folder=None, workers=1, output_bytes=setup.output_bytes,
+            limits=Limits(memory_bytes=memory_bytes),
+        ) as pool:  # fmt: skip
+            got = {answer.ordinal: answer.quarantine for answer in pool.run(items)}
+        return [got[n] for n in range(4)]
+
+    ALONE = (Quarantine.NONE, Quarantine.NONE, Quarantine.TOO_LARGE, Quarantine.NONE)
+
+    def test_steps_that_there_is_no_room_for_refuse_all(self) -> None:
+        assert self.found(2**28, {"resize": [4, 4, 4]}) == list(self.ALONE)
+        with pytest.raises(Refused) as refused:
+            self.found(2**28, *self.LARGE)
+        assert str(refused.value) == str(Refused("privacy.cohort_refused"))
+
+    def test_steps_that_widen_take_no_more_room_than_others(self) -> None:
+        assert self.found(2**28, *self.HEAVY, {"resize": [4, 4, 4]}) == list(self.ALONE)

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from rapha.node.datasets.ledger import entries
 from rapha.node.datasets.ledger.chain import NAME
+from rapha.node.datasets.ledger.charge import afford
 from rapha.node.datasets.ledger.cohorts import Cohort
 from rapha.node.datasets.ledger.entries import Answered, Seen
 from rapha.node.datasets.ledger.ledger import COHORTS, TOKENS, Asker, opened, place
@@ -28,6 +30,7 @@ from rapha.node.datasets.ledger.messages import Inspect
 from rapha.node.datasets.ledger.population import Population
 from rapha.node.datasets.ledger.tokens import Dictionary, ranks, tokens_of
 from rapha.node.datasets.ledger.view import inspect
+from rapha.spec import cohort as cohorts
 from rapha.spec.dataset import DatasetManifest
 from rapha.spec.disclosure import Balance, Price
 from rapha.spec.refusals import REGISTRY, Refused
@@ -444,6 +447,44 @@ def test_caps_stop_and_say_what_would_pass(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="release no trusted metrics"):
         data.run(who, Price(bits=0, evaluations=1))
     assert data.run(who, FREE).jobs == 3, "what costs nothing passes a cap that is used up"
+
+
+def test_fractions_that_fill_a_cap_pass_it(tmp_path: Path) -> None:
+    data, who = Dataset(tmp_path, {"bits": 3, "epsilon": 0.3, "delta": 3e-6}), people(EVERY, EVERY)
+    for _ in range(3):
+        balance = data.run(who, Price(bits=1, epsilon=0.1, delta=1e-6))
+    assert balance.epsilon.left == 0 and balance.delta.left < 1e-15
+    for price in (Price(bits=0, epsilon=1e-6), Price(bits=0, delta=1e-11), Price(bits=1)):
+        with pytest.raises(Refused, match=r"budget\.disclosure"):
+            data.run(who, price)
+
+
+def test_whether_a_price_fits_is_an_answer_and_counted(tmp_path: Path) -> None:
+    """Else prices that bisect would find, for free, to the bit what others' jobs were charged."""
+    data = Dataset(tmp_path, {"bits": 1000, "feasibility": 3})
+    data.run(people(EVERY, EVERY), Price(bits=777))
+
+    def probe(bits: int) -> str:
+        request = SimpleNamespace(
+            ledger=str(tmp_path),
+            manifest=data.manifest,
+            seen=None,
+            cohort=cohorts.parse({"all": []}),
+            kind="train",
+            max_records=10,
+            price=Price(bits=bits),
+            job_id=job(1000 + bits).job,
+        )
+        try:
+            afford(request, frozenset())  # type: ignore[arg-type]
+        except Refused as refused:
+            assert refused.code == "budget.disclosure"
+            return refused.detail.partition(":")[0]
+        return "fits"
+
+    assert [probe(bits) for bits in (500, 250, 500, 500, 200)] == ["bits", "bits", "bits", "bits", "fits"]
+    assert shown(data).feasibility.left == 0, "the same question again is free"
+    assert [probe(bits) for bits in (223, 224, 500, 200)] == ["feasibility", "feasibility", "bits", "fits"]
 
 
 def test_uses_and_cohorts_stop_without_a_word(tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ def test_any_bytes_are_a_frame_or_garbage(data: bytes) -> None:
     else:
         assert frame.verdict is Quarantine.NONE or not frame.reply
         head = frames.encode_answer(frame.ordinal, frame.verdict, frame.reply, spent=frame.spent)
+        if frame.mark:
+            head = frames.encode_mark(frame.ordinal)
         assert head + received == data
 
 
@@ -63,12 +65,20 @@ def test_each_verdict_arrives() -> None:
         assert (frame.verdict, frame.spent) == (verdict, False)
 
 
+def test_a_mark_is_no_answer() -> None:
+    frame = frames.take_answer(bytearray(frames.encode_mark(7)))
+    assert frame is not None
+    assert (frame.ordinal, frame.mark, frame.chosen, frame.verdict) == (7, True, False, Quarantine.NONE)
+
+
 @pytest.mark.parametrize(
     "data",
     [
         b"\0\0\0\0\x7f\0\0\0\0",
         b"\0\0\0\0\x17\0\0\0\0",
         b"\0\0\0\0\x08\x01\0\0\0x",
+        b"\0\0\0\0\x40\x01\0\0\0x",
+        b"\0\0\0\0\xc0\0\0\0\0",
         b"\0\0\0\0\0\x01\0\x10\0",
         b"\0\0\0\0\0\xff\xff\xff\xff",
     ],

@@ -157,6 +157,40 @@ def test_an_item_that_kills_or_lies_is_lost_alone(shared: Pool, kind: bytes) -> 
     assert got == {n: (Quarantine.NONE, b"%d|" % n) for n in range(60) if n != 17}
 
 
+def in_parts(**more: Any) -> Pool:
+    return Pool(Task.DECODE, b"in parts", folder=None, workers=1, _unsafe_test_module=TASK, **more)
+
+
+@pytest.mark.parametrize("kind", [b"crash", b"leave", b"hang", b"eat", b"unusable", b"fail", b"long reply"])
+def test_what_the_job_chose_loses_no_item_but_the_run(kind: bytes) -> None:
+    limits = replace(QUICK, item_s=20.0, chosen_s=0.4)
+    items = [Item(b"second:" + kind) if n == 5 else Item(b"%d" % n) for n in range(12)]
+    with in_parts(limits=limits) as parts, pytest.raises(Refused) as refused:
+        list(parts.run(items))
+    assert str(refused.value) == str(Refused("privacy.cohort_refused"))
+
+
+@pytest.mark.parametrize("kind", [b"crash", b"hang", b"eat", b"unusable", b"another item", b"flood"])
+def test_what_no_job_chose_loses_its_item_alone(kind: bytes) -> None:
+    items = [Item(b"first:" + kind) if n == 5 else Item(b"%d" % n) for n in range(12)]
+    with in_parts(limits=replace(QUICK, chosen_s=20.0)) as parts:
+        got = collect(parts.run(items))
+    assert got.pop(5)[0] is BAD.get(kind)
+    assert got == {n: (Quarantine.NONE, b"%d" % n) for n in range(12) if n != 5}
+
+
+def test_each_part_has_a_time_of_its_own() -> None:
+    with in_parts(limits=replace(QUICK, item_s=0.5, chosen_s=0.5)) as parts:
+        got = collect(parts.run([Item(b"slow:a"), Item(b"slow:b")]))
+    assert {verdict for verdict, _ in got.values()} == {Quarantine.NONE}
+
+
+def test_an_item_that_breaks_its_worker_does_not_end_the_run_at_the_next() -> None:
+    with in_parts(limits=QUICK) as parts:
+        got = collect(parts.run([Item(b"poison"), *(Item(b"%d" % n) for n in range(9))]))
+    assert got == {0: (Quarantine.NONE, b"poison")} | {n + 1: (Quarantine.NONE, b"%d" % n) for n in range(9)}
+
+
 def test_bad_items_side_by_side() -> None:
     kinds = [kind for kind in BAD if kind != b"hang"]
     with opened(limits=replace(QUICK, item_s=30.0)) as patient:  # a host may be busy, and none of these hangs

@@ -23,7 +23,7 @@ from unittest.mock import Mock
 
 from rapha.node.sources.interface import Quarantine
 from rapha.node.sources.workers import frames, walls
-from rapha.node.sources.workers.interface import Unusable, Work
+from rapha.node.sources.workers.interface import InParts, Unusable, Work
 from rapha.runtime.sandbox.launcher import landlock, system
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -227,6 +227,28 @@ BAD: dict[bytes, Callable[[Sequence[BinaryIO], memoryview], bytes]] = {
 }
 
 
+class Parts(InParts):
+    """`first:…` goes wrong in the first part, `second:…` in the second; `poison` breaks all that follows."""
+
+    def __init__(self) -> None:
+        self._poisoned = False
+
+    def begin(self, args: bytes, stored: Sequence[BinaryIO], out: memoryview) -> Callable[[], bytes]:
+        part, _, what = args.partition(b":")
+        if part == b"first":
+            BAD[what](stored, out)
+        if part == b"slow":
+            time.sleep(0.3)
+        poisoned, self._poisoned = self._poisoned, self._poisoned or part == b"poison"
+
+        def second() -> bytes:
+            if part == b"slow":
+                time.sleep(0.3)
+            return BAD[b"eat" if poisoned else what](stored, out) if part == b"second" or poisoned else args
+
+        return second
+
+
 WITHOUT: dict[bytes, tuple[Any, str, Callable[..., object] | None]] = {
     b"no landlock": (landlock, "abi", lambda: 0),
     b"landlock refused": (landlock, "restrict", None),
@@ -256,6 +278,8 @@ def make(setup: bytes) -> Work:
     if setup == b"die":
         os._exit(1)
 
+    if setup == b"in parts":
+        return Parts()
     poisoned: list[bytes] = []
 
     def work(args: bytes, stored: Sequence[BinaryIO], out: memoryview) -> bytes:

@@ -18,11 +18,11 @@ from rapha.evidence import bundle as bundles
 from rapha.evidence import canonical, dsse
 from rapha.evidence.keys import SigningKey
 from rapha.evidence.verify import DOES_NOT_PROVE, STEPS, StepResult, Verification
-from rapha.researcher.report import GateLine, render
+from rapha.researcher.report import GateLine, render, words
 from rapha.researcher.report.lines import GATES
 from rapha.spec.receipt import SECTIONS
 from rapha.spec.refusals import Refused
-from rapha.spec.verdicts import SENTENCE
+from rapha.spec.verdicts import SENTENCE, Scope
 
 KEY = SigningKey.generate()
 WEIGHTS = "ab" * 32
@@ -391,3 +391,20 @@ def test_a_time_that_no_gate_takes_refuses(seconds: float) -> None:
 def test_a_verdict_that_no_gate_gives_refuses() -> None:
     with pytest.raises(Refused):
         GateLine("train", "maybe", 1.0, "")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("names", "released", "metrics", "said"),
+    [
+        (["metrics.json", "model.safetensors"], "all", {"trusted": {"auroc": 0.5}}, SENTENCE),
+        (["report.json"], "all", {}, SENTENCE),
+        (["metrics.json"], "metrics", {}, words.COMPUTED),
+        (["metrics.json"], "all", {"trusted": {"auroc": 0.5}, "self_reported": {}}, words.COMPUTED),
+        (["metrics.json"], "all", {"self_reported": {"loss": 1.0}}, words.OWN_WORDS),
+        (["metrics.json"], "all", {}, words.OWN_WORDS),
+    ],
+)
+def test_what_is_not_excluded_is_about_what_left(
+    names: list[str], released: Scope, metrics: dict[str, Any], said: str
+) -> None:
+    assert words.hidden(released, names, metrics) == said

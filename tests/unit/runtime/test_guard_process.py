@@ -250,3 +250,18 @@ def test_a_child_that_dies_before_it_reads_a_long_plan(
     plan = ReleasePlan.parse({"version": 1, "max_bytes": 2**22, "weights": weights})
     monkeypatch.setattr(sys, "executable", program(tmp_path / "child", "exit 0"))
     assert run_in_child(folder, plan).code == "guard.died"
+
+
+@pytest.mark.parametrize("where", [".", "o", "o/p", "../in/o", "link/o"])
+def test_released_files_do_not_go_where_the_job_left_its_own(
+    folder: Path, tmp_path: Path, where: str
+) -> None:
+    (tmp_path / "plan.json").write_bytes(canonical.dumps(PLAN.dump()))
+    before = sorted(path.name for path in folder.iterdir())
+    out = folder / where
+    if where.startswith("link"):
+        (tmp_path / "link").symlink_to(folder)
+        out = tmp_path / where
+    code = run(["guard", "inspect", str(folder), "--plan", str(tmp_path / "plan.json"), "--out", str(out)])
+    assert code == 2
+    assert sorted(path.name for path in folder.iterdir()) == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from rapha.runtime import resizing
 from rapha.runtime import transforms as module
 from rapha.runtime.broker.store import Ragged
 from rapha.runtime.casting import cast
@@ -331,3 +333,41 @@ _STEPS: list[st.SearchStrategy[dict[str, Any]]] = [
     st.integers(1, 5).map(lambda size: {"length": {"size": size, "pad": -1.0}}),
     st.sampled_from(DTYPES).map(lambda dtype: {"dtype": dtype}),
 ]
+
+
+@pytest.mark.parametrize("sizes", [[3, 4, 5], [50, 4, 40], [90, 60, 5], [70, 30, 50], [60, 33, 70]])
+def test_in_blocks_the_numbers_are_those_of_the_whole(
+    sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = np.random.Generator(np.random.PCG64(3)).integers(-2000, 3000, (70, 33, 50)).astype(np.int16)
+    chosen = steps(
+        {"window": {"center": 40, "width": 400}}, {"clip": {"min": 0.1, "max": 0.8}}, {"resize": sizes}
+    )
+    whole = apply_one(value, Form("int16", (0, 0, 0)), chosen)
+    monkeypatch.setattr(resizing, "_AT_ONCE", 3000)
+    assert np.array_equal(apply_one(value, Form("int16", (0, 0, 0)), chosen), whole)
+    huge = np.where(value > 0, np.float32(3.4028e38), np.float32(1.0))
+    apart = apply_one(huge, Form("float32", (0, 0, 0)), chosen[2:])
+    monkeypatch.undo()
+    assert np.array_equal(apart, apply_one(huge, Form("float32", (0, 0, 0)), chosen[2:]))
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        (),
+        ({"window": {"center": 0, "width": 1e20}},),
+        ({"dtype": "float64"}, {"normalise": {"mean": 0.1, "scale": 1e-20}}, {"dtype": "float64"}),
+    ],
+)
+def test_what_comes_before_a_resize_takes_little_room_beyond_the_record(
+    before: tuple[dict[str, Any], ...],
+) -> None:
+    value = np.zeros((512, 256, 256), np.uint8)
+    tracemalloc.start()
+    try:
+        apply_one(value, Form("uint8", (0, 0, 0)), steps(*before, {"resize": [32, 64, 64]}))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * value.nbytes

@@ -55,6 +55,14 @@ def test_where_it_is_demanded_a_job_without_metrics_is_refused_before_it_runs() 
     check_testable(job(outputs=NO_METRICS), manifest(ASKED))
 
 
+def test_it_is_demanded_of_numbers_that_the_code_reports_too() -> None:
+    reported = job(outputs=SimpleNamespace(weights=None, self_reported=object(), trusted_metrics=()))
+    assert demanded(reported, manifest(DEMANDED))
+    with pytest.raises(Refused) as refused:
+        check_testable(reported, manifest(DEMANDED))
+    assert refused.value.code == "policy.leakage"
+
+
 def test_a_dataset_without_a_target_can_demand_nothing() -> None:
     with pytest.raises(Refused) as refused:
         check_testable(job(), manifest(DEMANDED, target=None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -15,9 +16,13 @@ from rapha.spec.base import Model
 from rapha.spec.dataset import DatasetManifest
 from rapha.spec.job import Job
 from rapha.spec.policy import AdmissionInput, AgreementTerms, DatasetTerms, Decision, JobFacts, Reason
+from rapha.spec.private import PrivateTraining
 from rapha.spec.refusals import REGISTRY, Refused
+from rapha.spec.yaml import load
 
 DIGEST = "0" * 64
+TEMPLATE = files("rapha.researcher") / "templates" / "private" / "job.yaml"
+WRITTEN: dict[str, Any] = load(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def admissible() -> dict[str, Any]:
@@ -95,6 +100,12 @@ BAD: dict[str, tuple[tuple[str, ...], Any]] = {
     "a purpose that climbs": (("job", "purpose"), "../research"),
     "a basis of two lines": (("dataset", "consent_basis"), "a\nb"),
     "a digest in capitals": (("scan", "digest"), "A" * 64),
+    "an epsilon of nothing": (("job", "private"), {"epsilon": 0.0, "delta": 1e-6, "model": "mlp"}),
+    "a delta of one": (("job", "private"), {"epsilon": 1.0, "delta": 1.0, "model": "mlp"}),
+    "a model of its own": (("job", "private"), {"epsilon": 1.0, "delta": 1e-6, "model": "code"}),
+    "a guarantee that says nothing": (("job", "private"), True),
+    "fewer values than none": (("job", "outputs", "self_reported"), -1),
+    "a subgroup of two lines": (("job", "outputs", "subgroups"), ["sex\n=1"]),
     "an unknown severity": (("scan", "findings"), [{"rule": "a", "severity": "fatal"}]),
     "too many findings": (("scan", "findings"), [{"rule": "a", "severity": "info"}] * 4097),
     "no approval": (("approvals_required",), 0),
@@ -210,6 +221,23 @@ def job(**changes: Any) -> Job:
         "compute": {"cpus": 1, "memory_bytes": 2**28, "gpus": 0, "wall_clock_s": 60},
     }
     return Job.parse(fields | changes)
+
+
+def test_a_rule_can_tell_private_training_and_what_is_told_beside_weights() -> None:
+    asked = job()
+    fields = [{"name": name, "type": "boolean"} for name in "ab"]
+    plan = asked.outputs.dump() | {
+        "self_reported": {"file": "report.json", "fields": fields},
+        "trusted_metrics": ["auroc"],
+        "subgroups": [{"field": "sex", "values": [0, 1]}],
+    }
+    facts = JobFacts.of(job(outputs=plan, predict=["python3", "predict.py"]), DIGEST)
+    assert (facts.outputs.self_reported, facts.outputs.subgroups) == (2, ("sex=0", "sex=1"))
+    assert facts.private is None and JobFacts.of(asked, DIGEST).outputs.self_reported == 0
+    private = PrivateTraining.parse(WRITTEN["private"])
+    told = JobFacts.of(asked.model_copy(update={"private": private}), DIGEST).private
+    assert told is not None
+    assert (told.epsilon, told.delta, told.model) == (private.epsilon, private.delta, private.model.kind)
 
 
 def test_the_facts_of_a_job() -> None:

@@ -88,6 +88,7 @@ def test_every_bound_that_a_plan_may_have_can_be_signed() -> None:
 @pytest.mark.parametrize("wrong", [{"bits": 33}, {"bits": -1}, {"noise": -0.5}, {"noise": math.nan}])
 def test_a_policy_is_told_both(wrong: dict[str, Any]) -> None:
     told = {"bytes": 1, "parameters": 1, "has_weights": True, "release_dtype": "int8", "trusted_metrics": ()}
+    told |= {"subgroups": (), "self_reported": 0}
     fine = RequestedOutputs.parse(told | {"bits": 4, "noise": 0.5})
     assert (fine.bits, fine.noise) == (4, 0.5)
     with pytest.raises(Refused):

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -74,27 +74,17 @@ def prepare(
 
     Raises:
         Refused: `privacy.cohort_refused` when too few patients are left, or somebody opted out meanwhile; as
-            `check_room`;
-            `node.dataset_*`, `node.disk_full`, `node.internal`.
+            `check_room`; `node.dataset_*`, `node.disk_full`, `node.internal`.
     """
     manifest = request.manifest
     # 1. order
-    seed = int.from_bytes(key.derive("order", request.job_id))
-    shuffled = np.random.Generator(np.random.PCG64(seed)).permutation
-    # Each split in one piece, of which the broker then needs no list.
-    positions = np.concatenate([shuffled(selection.train), shuffled(selection.test)])
+    positions = _ordered(selection, int.from_bytes(key.derive("order", request.job_id)))
     is_test = np.arange(len(positions)) >= len(selection.train)
     # 2. render
     forms = manifest.forms(request.transforms)
     renders = tuple(Render(n, forms[n], request.transforms.get(n, ())) for n in records.rendered)
     check_room(request, forms, records.rendered, len(positions))
-    means = request.means
-    builder = Builder(
-        {render.field: render.form for render in renders},
-        len(positions),
-        shards=Path(means.shards),
-        memory_bytes=means.memory_bytes,
-    )
+    builder = _builder(renders, len(positions), request.means)
     try:
         rendered = _render(records, positions, renders, builder)
         # 3. quarantine
@@ -129,6 +119,17 @@ def prepare(
         identifiers,
         subgroups,
     )
+
+
+def _ordered(selection: Selection, seed: int) -> Array:
+    # Each split in one piece, of which the broker then needs no list.
+    shuffled = np.random.Generator(np.random.PCG64(seed)).permutation
+    return np.concatenate([shuffled(selection.train), shuffled(selection.test)])
+
+
+def _builder(renders: Sequence[Render], records: int, means: control.Means) -> Builder:
+    forms = {render.field: render.form for render in renders}
+    return Builder(forms, records, shards=Path(means.shards), memory_bytes=means.memory_bytes)
 
 
 def check_room(

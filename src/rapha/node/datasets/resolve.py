@@ -56,11 +56,12 @@ class Cell:
 class Funnel:
     """Exact counts, for use inside the dataset process only; `published` is what may leave it.
 
-    `matched` = `readable` + the quarantine reasons. Opt-outs are counted over the whole dataset and not
-    over the cohort, since they were dropped before it was matched. A record whose description can't be read
-    matches no comparison, so it falls out unmatched and counted nowhere, except where the cohort is every
-    record. Of a cohort larger than the cap, only the sample is decoded: what the others would have shown,
-    nobody knows, and they count as readable.
+    `matched` are the cohort's records that could be read when the source was opened, the same that the ledger
+    compares; `matched` = `readable` + what decoding showed to be unusable. A reason counts those, and what
+    could not be read to begin with, in the whole dataset (without opt-outs) and not in the cohort: a cohort
+    that leaves out one such record differs from the whole by nobody for the ledger, so no count may tell of
+    it. Opt-outs are counted over the whole dataset too. Of a cohort larger than the cap, only the sample is
+    decoded: what the others would have shown, nobody knows, and they count as readable.
     """
 
     matched: Cell
@@ -88,8 +89,9 @@ class Selection:
         kind: of the job; `train` is empty where it is an evaluation.
         train, test: positions, int64.
         patient_of: length n of the source; a dense patient number, −1 where the identifier is unusable.
-        matched, opted_out: length n of the source; what steps 1 and 2 found, matches of an evaluation in the
-            test split alone.
+        matched: length n of the source; what steps 1 to 3 left of the cohort, of an evaluation in the test
+            split alone.
+        opted_out: length n of the source.
         quarantine: length n of the source, uint8 of `Quarantine`.
         held: usable patients of the whole dataset's held-out split, in the cohort or not.
     """
@@ -130,10 +132,10 @@ def resolve(
     readable = readable_records(index, patient_of)
     # 1. opt-outs
     opted_out = opted_out_records(listed, names, patient_of)
-    # 2. match
-    matched = records.select(cohort) & ~opted_out
-    # 3. quarantine
-    chosen, outside = matched & readable, readable & ~opted_out & ~matched
+    # 2. match, 3. quarantine
+    usable = readable & ~opted_out
+    chosen = records.select(cohort) & usable
+    outside = usable & ~chosen
     # 4. cells
     cell, complement = manifest.minimum_cell, _patients(outside, patient_of)
     _demand(_patients(chosen, patient_of) >= cell)
@@ -143,13 +145,13 @@ def resolve(
     in_test = _per_record(held, patient_of)
     train, test = np.flatnonzero(chosen & ~in_test), np.flatnonzero(chosen & in_test)
     if kind == "evaluate":
-        train, matched = train[:0], matched & in_test
+        train, chosen = train[:0], chosen & in_test
         held_outside = _patients(outside & in_test, patient_of)
         _demand(held_outside == 0 or held_outside >= cell)
     # 6. cap
     train, test = _sample(train, test, max_records, seed)
-    found = _selection(manifest, kind, train, test, patient_of, matched, opted_out, index.quarantine)
-    return replace(found, held=_patients(readable & ~opted_out & in_test, patient_of))
+    found = _selection(manifest, kind, train, test, patient_of, chosen, opted_out, index.quarantine)
+    return replace(found, held=_patients(usable & in_test, patient_of))
 
 
 def after_preparation(
@@ -280,9 +282,11 @@ def _funnel(
     patient_of: Array,
 ) -> Funnel:
     """Count. `listed` are all reasons that this kind of source has, whether or not they occur here."""
-    reasons = {kind.reason: _cell(matched & (quarantine == kind), patient_of) for kind in listed}
-    readable = _cell(matched & (quarantine == Quarantine.NONE), patient_of)
-    if sum(cell.records for cell in reasons.values()) + readable.records != np.count_nonzero(matched):
+    # What has a reason and isn't in the cohort could not be read to begin with, and has it in any cohort.
+    fallen = ~opted_out & (quarantine != Quarantine.NONE)
+    reasons = {kind.reason: _cell(fallen & (quarantine == kind), patient_of) for kind in listed}
+    readable = _cell(matched & ~fallen, patient_of)
+    if sum(cell.records for cell in reasons.values()) != np.count_nonzero(fallen):
         raise Refused("node.internal", "the source gave a reason that its kind does not have")
     reasons[OPTED_OUT] = _cell(opted_out, patient_of)
     # No source has a consent of its own for a record, so what is readable is consented to.

@@ -1,4 +1,7 @@
-"""The page as HTML: self-contained, without script, on one A4 page when it is printed."""
+"""The page as HTML: self-contained, without script.
+
+Printed it is one A4 page, and what has no room there comes after it, on sheets of its own.
+"""
 
 from __future__ import annotations
 

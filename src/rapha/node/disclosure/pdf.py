@@ -33,6 +33,7 @@ FIELDS: Final = {
     **{"not_run": ("#fff0cc", "#6b4a00"), "not_resolvable": ("#fff0cc", "#6b4a00")},
 }
 """Paper and ink of a verdict."""
+_TENSORS: Final = ("Most changed tensor", "Type", "Clipped", "Largest error")
 
 
 def render(page: Page) -> bytes:
@@ -153,8 +154,7 @@ class _Sheet:
         self._put(check.mark, LEFT + 60, self.y, 56, BOLD, 6.8, FIELDS[check.verdict][1])
         top = self.y
         self._text(check.found, found, shows - found - 8, 3, size=6.8, lead=7.8)
-        low = self.y
-        self.y = top
+        low, self.y = self.y, top
         self._text(f"Not shown: {check.does_not_show}", shows, RIGHT - shows, 2, SOFT, size=6.8, lead=7.8)
         self.y = min(low, self.y) - 1.2
         self._rule(LEFT, RIGHT, self.y + 6.2)
@@ -163,21 +163,21 @@ class _Sheet:
     def _weights(self, shown: View, x: float) -> None:
         self._heading("What was done to the weights", x, HALF)
         self._text(shown.transformed, x, HALF, 3)
-        self._table(("Most changed tensor", "Type", "Clipped", "Largest error"), shown.tensors, x)
+        self._table(_TENSORS, shown.tensors, x, shown.show)
 
     def _worth(self, shown: View, x: float) -> None:
         self._heading("What they are worth", x, HALF)
         self._text(shown.measured, x, HALF, 2)
-        self._table(("Measured by the node", "Value", "95% interval"), shown.trusted, x)
-        self._table(("The job's own word", "Checked by nobody"), shown.reported, x)
+        self._table(("Measured by the node", "Value", "95% interval"), shown.trusted, x, shown.show)
+        self._table(("The job's own word", "Checked by nobody"), shown.reported, x, shown.show)
 
-    def _table(self, heads: tuple[str, ...], numbers: Numbers, x: float) -> None:
+    def _table(self, heads: tuple[str, ...], numbers: Numbers, x: float, show: str) -> None:
         if numbers.rows:
             self._row(heads, x, SOFT)
             for row in numbers.rows:
                 self._row(row, x, INK)
-        if numbers.more:
-            self._put(numbers.more, x, self.y, HALF, PLAIN, 6.5, SOFT)
+        if numbers.cut:
+            self._put(f"{numbers.more or 'in full'}: `{show}`", x, self.y, HALF, PLAIN, 5.8, SOFT)
             self.y -= 9
 
     def _row(self, cells: Sequence[str], x: float, colour: str) -> None:

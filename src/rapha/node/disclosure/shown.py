@@ -26,6 +26,7 @@ class Bound:
     rows: str
     files: tuple[tuple[str, str], ...]
     more_files: str
+    all_files: tuple[tuple[str, str], ...]
     parts: tuple[Part, ...]
 
 
@@ -55,10 +56,16 @@ class CheckLine:
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """Rows of cells, and in words how many more there are."""
+    """Rows of cells that fit on one sheet, in words how many more there are, and every row in full."""
 
     rows: tuple[tuple[str, ...], ...]
     more: str
+    whole: tuple[tuple[str, ...], ...]
+
+    @property
+    def cut(self) -> bool:
+        """Whether the one sheet leaves anything out."""
+        return self.rows != self.whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +80,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Everything that is printed, in order."""
+    """Everything that is printed, in order. `show` is the command that prints what has no room there."""
 
     title: str
     kicker: str
@@ -92,4 +99,5 @@ class View:
     sentence: str
     choices: tuple[Choice, ...]
     signing: str
+    show: str
     digests: tuple[tuple[str, str], ...]

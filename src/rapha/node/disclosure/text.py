@@ -1,4 +1,4 @@
-"""The page for a terminal."""
+"""The page for a terminal: it has no sheet, so everything that would leave is on it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ def _lines(shown: View) -> Iterator[str]:
     )
     yield f"slices (512x512x16 bit) or {bound.rows} identifier rows (64 bytes)."
     yield from (f"  {part.name:<46} {part.bits:>16} bits" for part in bound.parts)
-    yield from (f"  leaves {name}, {size}" for name, size in bound.files)
-    yield from filter(None, [bound.more_files and f"  leaves {bound.more_files}"])
+    yield from (f"  leaves {name}, {size}" for name, size in bound.all_files)
     yield from ("", shown.ledger, *(f"  {meter.name:<30} {meter.said}" for meter in shown.meters))
     yield from (shown.guarantee, "", "Nine checks")
     for check in shown.checks:
@@ -43,7 +42,5 @@ def _lines(shown: View) -> Iterator[str]:
 
 
 def _rows(numbers: Numbers, *heads: str) -> Iterator[str]:
-    for first, *rest in (heads, *numbers.rows) if numbers.rows else ():
+    for first, *rest in (heads, *numbers.whole) if numbers.whole else ():
         yield f"  {first:<34} {'  '.join(f'{cell:>12}' for cell in rest)}".rstrip()
-    if numbers.more:
-        yield f"  {numbers.more}"

@@ -1,4 +1,7 @@
-"""The page in words, for HTML and PDF alike. Every list and text ends somewhere, so one A4 page holds it."""
+"""The page in words, for all its forms. Every list and text ends somewhere, so one A4 page holds it.
+
+Beside each list that ends is all of it, for the forms that have room: nothing is signed that nobody can read.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,16 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from rapha.node.disclosure import numbers
 from rapha.node.disclosure.page import Outgoing, Page, Signer, Source, Verdicted
-from rapha.node.disclosure.shown import Bound, CheckLine, Choice, Meter, Numbers, Part, View
-from rapha.node.disclosure.words import more, short
+from rapha.node.disclosure.shown import Bound, CheckLine, Choice, Meter, Part, View
+from rapha.node.disclosure.words import in_full, more, short
 from rapha.runtime import sizes
 from rapha.runtime.guard.report import Transform
 from rapha.spec.disclosure import Balance, Guarantee, Price, Spent
 from rapha.spec.verdicts import SENTENCE, Verdict
 
 FILES: Final = 2
-TENSORS: Final = 4
-NUMBERS: Final = 5
-REPORTED: Final = 3
 AUTHORS: Final = 1
 SIGNERS: Final = 3
 FOUND: Final = 190
@@ -56,13 +57,14 @@ def view(page: Page) -> View:
         ledger=_ledger(page.balance),
         checks=tuple(map(_check, page.checks)),
         transformed=_transformed(page.transforms),
-        tensors=_tensors(page.transforms),
-        trusted=_trusted(page.trusted),
+        tensors=numbers.tensors(page.transforms),
+        trusted=numbers.trusted(page.trusted),
         measured=_measured(page),
-        reported=_reported(page),
+        reported=numbers.reported(dict(page.self_reported)),
         sentence=SENTENCE,
         choices=tuple(_choice(page, verdict, digest) for verdict in page.choices),
         signing=_signing(page),
+        show=f"rapha node releases show {page.job[:8]}",
         digests=(("Page", digest), ("Job", page.job), ("Guard's report", page.report)),
     )
 
@@ -101,6 +103,7 @@ def _bound(release: Outgoing) -> Bound:
         rows=sizes.rows(release.bits),
         files=tuple((short(f.name), sizes.size(f.bytes)) for f in files),
         more_files=more(len(release.files) - FILES, "files"),
+        all_files=tuple((in_full(f.name), sizes.size(f.bytes)) for f in release.files),
         parts=tuple(
             Part(name, _bits(bits), bits / total)
             for name, sources in _PARTS
@@ -188,34 +191,6 @@ def _transformed(transforms: Sequence[Transform]) -> str:
     )
 
 
-def _tensors(transforms: Sequence[Transform]) -> Numbers:
-    worst = sorted(transforms, key=lambda t: (-t.clipped, -t.largest_error, t.tensor))[:TENSORS]
-    rows = tuple(
-        (short(t.tensor), f"{t.dtype} to {t.released_as}", f"{t.clipped:,}", f"{t.largest_error:.3g}")
-        for t in worst
-    )
-    return Numbers(rows, more(len(transforms) - len(worst), "changed no more than these"))
-
-
-def _trusted(trusted: dict[str, float]) -> Numbers:
-    # Everybody before any subgroup: a plan with many of them must not push the result itself off the page.
-    single = sorted((name for name in trusted if "." not in name), key=lambda name: ("@" in name, name))
-    rows = tuple((short(name), _decimal(trusted[name]), _interval(name, trusted)) for name in single)
-    points = sum(1 for name in trusted if "." in name and name.partition(".")[0] not in single)
-    shown = rows[:NUMBERS]
-    left = [more(len(rows) - len(shown), "metrics"), f"{points} points of curves" if points else ""]
-    return Numbers(shown, "; ".join(filter(None, left)))
-
-
-def _decimal(value: float) -> str:
-    return f"{value:,.3f}"
-
-
-def _interval(name: str, trusted: dict[str, float]) -> str:
-    low, high = trusted.get(f"{name}.low"), trusted.get(f"{name}.high")
-    return f"{_decimal(low)} to {_decimal(high)}" if low is not None and high is not None else "not told"
-
-
 def _measured(page: Page) -> str:
     if not page.trusted:
         return "No trusted metric was computed."
@@ -224,18 +199,6 @@ def _measured(page: Page) -> str:
         rounded = "the rounded weights above, not of those before"
         of = rounded if page.transforms else "the job's code alone: no weights would leave"
     return f"Computed by the node on held-out patients, of {of}; 95% intervals."
-
-
-def _reported(page: Page) -> Numbers:
-    names = sorted(page.self_reported)
-    rows = tuple((short(n), short(_said(page.self_reported[n]))) for n in names[:REPORTED])
-    return Numbers(rows, more(len(names) - len(rows), "self-reported values"))
-
-
-def _said(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value)  # in full: rounded here, it would be another value than the one that leaves
 
 
 def _choice(page: Page, verdict: Verdict, digest: str) -> Choice:

@@ -27,6 +27,11 @@ def short(text: str, most: int = NAME) -> str:
     return shown
 
 
+def in_full(text: str) -> str:
+    """All of it, with the same signs for what is not printable."""
+    return short(text, len(text))
+
+
 def more(count: int, what: str) -> str:
     """`and N more`, of what; nothing for 0."""
     return f"and {count:,} more {what}" if count > 0 else ""

@@ -12,6 +12,7 @@ from rapha.node.datasets.memory import check_swap
 from rapha.node.datasets.verify import CONSENTED, Commitments
 from rapha.node.gates.cost import worst
 from rapha.node.gates.intake import Admitted
+from rapha.node.gates.quantum import whole_quanta
 from rapha.node.node import Node
 from rapha.node.private.admit import demand_uncapped
 from rapha.node.recover import seen
@@ -80,9 +81,10 @@ def consent(node: Node, admitted: Admitted, data: DatasetProcess, work: Path) ->
         seen=seen(node.journal, admitted.manifest.dataset),
         price=worst(node, admitted),
     )
-    resolved = data.resolve(request)
-    if job.private is not None:
-        demand_uncapped(job, resolved.records)
+    with whole_quanta(node):
+        resolved = data.resolve(request)
+        if job.private is not None:
+            demand_uncapped(job, resolved.records)
     commitments = Commitments.of(key_id, request, resolved)
     node.journal.append(CONSENTED, admitted.id, **commitments.dump())
     plan_file = work / "plan.json"

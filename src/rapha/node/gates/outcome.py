@@ -33,9 +33,10 @@ class Clock:
         self._started: float | None = None
         self._boundary: float | None = None
 
-    def start(self) -> None:
-        """Training begins now."""
+    def start(self) -> float:
+        """Training begins now; as Unix time."""
         self._started = time.time()
+        return self._started
 
     def boundary(self) -> datetime:
         """The next moment at which an outcome may be published: fixed by the first call."""

@@ -6,7 +6,6 @@ Approval may have taken days. What is sealed is probed from inside the very wall
 from __future__ import annotations
 
 import json
-import math
 import secrets
 import time
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from rapha.node.gates.consent import Consented
 from rapha.node.gates.gap import Probes, WanGap, coordinator_address
 from rapha.node.gates.intake import Admitted
 from rapha.node.gates.policy import Allowed, allow
+from rapha.node.gates.quantum import whole_quanta
 from rapha.node.gates.scan import Scanned
 from rapha.node.gates.walls import walls
 from rapha.node.node import Node
@@ -83,11 +83,8 @@ def seal(
     _demand_in_time(admitted, now)
     # Before the WAN is severed, and before the last look at the rest: decoding may take long, and nothing of
     # the job runs yet.
-    begun = time.monotonic()
-    try:
+    with whole_quanta(node):
         prepared = consented.recheck()
-    finally:
-        _even_out(node, time.monotonic() - begun)
     _demand_in_time(admitted, int(time.time()))
     posture = collect(node, admitted.id)
     appraisal = check(node, admitted, posture, admitted.id, posture.nonce)
@@ -103,13 +100,6 @@ def seal(
 def _demand_in_time(admitted: Admitted, now: int) -> None:
     if now > parse_time(admitted.job.not_after).timestamp():
         raise Refused("policy.job_expired", "expired while it waited for approval, or for its records")
-
-
-def _even_out(node: Node, seconds: float) -> None:
-    """Wait until a whole quantum has passed: the coordinator sees when a job goes on, and decoding takes the
-    longer the more records there are."""
-    quantum = node.config.quantum_s
-    node.stop.wait(math.ceil(seconds / quantum) * quantum - seconds)
 
 
 def _probe(node: Node, admitted: Admitted, hold: int | None) -> Probes:

@@ -112,7 +112,7 @@ def read(
         patients=words.patients(receipt.usage, receipt.dataset, receipt.job.kind),
         caution=words.caution(receipt.usage),
         measured=words.MEASURED[receipt.job.kind],
-        hidden=words.HIDDEN[receipt.job.kind],
+        hidden=words.hidden(receipt.released, [r.name for r in guard.released], metrics),
         artifacts=tuple((r.name, f"{r.bytes:,}", r.sha256) for r in guard.released),
     )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 from rapha.spec.dataset import LEAST_CELL
 from rapha.spec.job import Kind
 from rapha.spec.receipt import DatasetUse, Usage
+from rapha.spec.release_plan import METRICS_FILE
 from rapha.spec.verdicts import SENTENCE, Scope
 
 RELEASED: Final[Mapping[Scope, str]] = {
@@ -49,12 +50,14 @@ MEASURED: Final = {
     "evaluate": "They are the metrics of the image with the model in it, which the company brought: nothing "
     "was trained, and the model did not leave.",
 }
-HIDDEN: Final = {
-    "train": SENTENCE,
-    "evaluate": "No weights left. The numbers were computed by the node, and what they can still tell about "
-    "patients is within the bound above.",
-}
-"""What no check excludes, by kind of job."""
+COMPUTED: Final = (
+    "No weights left. The numbers were computed by the node, and what they can still tell about patients is "
+    "within the bound above."
+)
+OWN_WORDS: Final = (
+    "No weights left. Beside numbers that the node computed, the job may have said values of its own that "
+    "nobody checked; what all of them can tell about patients is within the bound above."
+)
 WHO: Final[Mapping[Kind, str]] = {
     "train": "training and test together",
     "evaluate": "all of them held out: no job trains on their records",
@@ -75,6 +78,14 @@ def patients(usage: Usage, dataset: DatasetUse, kind: Kind = "train") -> str:
             f"elsewhere it takes {LEAST_CELL}."
         )
     return some
+
+
+def hidden(released: Scope, names: Iterable[str], metrics: Mapping[str, Any]) -> str:
+    """What no check excludes, by what left: files called `names`, and the node's `metrics` if at hand."""
+    if set(names) - {METRICS_FILE}:
+        return SENTENCE
+    checked = released == "metrics" or (bool(metrics) and not metrics.get("self_reported"))
+    return COMPUTED if checked else OWN_WORDS
 
 
 def caution(usage: Usage) -> str:

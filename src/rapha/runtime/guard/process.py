@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from rapha.evidence import canonical
+from rapha.runtime.guard.bounds import Bounds
 from rapha.runtime.guard.codes import Finding
 from rapha.runtime.guard.reading import folder_of, open_plain, parts
 from rapha.runtime.guard.released import Folder, folder_for
@@ -145,9 +146,11 @@ def believed(answer: bytes, plan: ReleasePlan) -> GuardReport:
 
 
 def take(folder: Path, report: GuardReport, plan: ReleasePlan, out: Path | None) -> None:
-    """Copy the files that `report` names to `out`, and hash them: the guard's process is not believed.
+    """Copy the files that `report` names to `out`: the guard's process is not believed.
 
-    Without `out` they are only looked at.
+    They have the report's digests, and the weights the plan's header and no integer that the plan does not
+    let out. What a job states of itself is in `report`, and `believed` looked at it. Without `out` the files
+    are only looked at.
 
     Raises:
         Finding: `guard.died` for another file or other bytes, `guard.out`; then `out` is empty.
@@ -158,15 +161,21 @@ def take(folder: Path, report: GuardReport, plan: ReleasePlan, out: Path | None)
         if names != sorted(f.name for f in report.released):
             raise Finding("guard.died", "the released files are not those of the report")
         for file in report.released:
-            _take(handle, file, plan.released_bytes, into)
+            _take(handle, file, plan, into)
 
 
-def _take(handle: int, file: ReleasedFile, most: int, into: Folder) -> None:
+def _take(handle: int, file: ReleasedFile, plan: ReleasePlan, into: Folder) -> None:
+    weights = plan.weights if plan.weights and plan.weights.file == file.name else None
+    bounds = Bounds(weights) if weights else None
     try:
-        with open_plain(handle, file.name, file.bytes, min(file.bytes, most)) as source:
+        with open_plain(handle, file.name, file.bytes, min(file.bytes, plan.released_bytes)) as source:
             copy = into.file(file.name, source.size)
             for piece in parts(source):
+                if bounds:
+                    bounds.see(piece)
                 copy.write(piece)
+            if bounds:
+                bounds.finish()
             source.check_unchanged()
             same = copy.finish().sha256 == file.sha256
     except Finding as finding:

@@ -18,6 +18,8 @@ _ADVICE: Final = {
     "delta": "ask for a smaller delta",
     "evaluations": "release no trusted metrics",
 }
+_ROUNDING: Final = {"epsilon": 1e-9, "delta": 1e-9}
+"""How far a sum of fractions may be above its cap: 0.1 + 0.1 + 0.1 is above 0.3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ class Account:
         sums = self.sums()
         for name, advice in _ADVICE.items():
             asked, cap = getattr(price, name), getattr(caps, name)
-            if asked and sums[name] + asked > cap:
+            if asked and sums[name] + asked > cap * (1 + _ROUNDING.get(name, 0)):
                 room = _power_below(cap - sums[name])
                 raise Refused(
                     "budget.disclosure",

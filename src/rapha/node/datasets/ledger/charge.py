@@ -94,17 +94,19 @@ class Charge:
 
 
 def afford(request: control.Resolve, listed: frozenset[str]) -> None:
-    """Before a record is looked at: the job fits under the caps, and what it asks is counted.
+    """Before a record is looked at: what the job asks is counted, and it fits under the caps.
 
     Whether its cohort is refused then is an answer about records, exact and of one bit, which somebody could
-    have a thousand times without a job ever being approved. So it is one of the answers that are counted.
+    have a thousand times without a job ever being approved; and whether its price fits is one about others'
+    jobs. So it is one of the answers that are counted, another one at another price.
 
     Raises:
         Refused: `budget.disclosure`, whatever the records are; `node.ledger_invalid`, `node.busy`.
     """
     if request.ledger is None:
         return
-    event = asked(request.manifest, listed, request.cohort, request.kind, str(request.max_records))
+    price = dumps(request.price.dump()).decode()
+    event = asked(request.manifest, listed, request.cohort, request.kind, str(request.max_records), price)
     with opened(Path(request.ledger), request.manifest, request.seen) as ledger:
         ledger.ask(request.price, request.job_id, event, now())
 

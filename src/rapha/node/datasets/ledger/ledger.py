@@ -69,17 +69,17 @@ class Ledger:
     def ask(self, price: Price, job: str, event: Answered, now: str) -> None:
         """Count what a job asks, before it is answered: from its terms, and from no record.
 
+        Whether its price fits is an answer too, so `event` tells prices apart.
+
         Raises:
             Refused: `budget.disclosure`; `node.disk_full`.
         """
         if job not in self.account.jobs:
-            self.account.demand(price, self._manifest.disclosure)
             self.answer(event, now)
+            self.account.demand(price, self._manifest.disclosure)
 
     def check(self, price: Price, asker: Asker, people: Population) -> None:
-        """The job fits, and shows of nobody what no cell protects. Changes nothing.
-
-        A job that was reserved already has its answer.
+        """The job fits, and shows of nobody what no cell protects, or was reserved. Changes nothing.
 
         Raises:
             Refused: `budget.disclosure`; `privacy.cohort_refused`, always with the same words.

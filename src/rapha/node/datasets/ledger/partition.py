@@ -8,8 +8,11 @@ are in one atom iff they are in exactly the same cohorts. So it is enough to wat
 
 A new cohort is refused where it cuts an atom in two, and either part has fewer people than the minimum cell;
 or where it takes in, for the first time, people who were in no cohort, and they are fewer than that: compared
-with a job before they came, it would be about them alone. What leaves an atom whole shows nothing new,
-however small the atom became meanwhile: people opt out, and that must stop no job of the others.
+with a job before they came, it would be about them alone.
+
+What leaves an atom whole is allowed, however small the atom became since: people opt out, and that must stop
+no job of the others. It does show something. Two jobs after the withdrawals, with the atom and without it,
+differ by the few of it who are left, and no cell protects those (ADR 15, "Who is counted").
 
 Weights tell of the training part and metrics of the test part, so the fixed split is the first cut: a cell
 has to hold on each side of it. Who is in a part is counted in people, also where records are compared.

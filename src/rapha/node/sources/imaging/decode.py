@@ -1,8 +1,9 @@
 """The decoding task of a worker: stored bytes in, final tensors out.
 
-A record's renders are written into `out` one after the other, C-contiguous; the reply is the SHA-256 of the
-stored bytes, of all files in their order. Each file is read once, so the digest is of the very bytes that
-were decoded.
+First a record is decoded, with nothing of the job in it; what fails there is that record's own. Then come the
+job's steps. A record's renders are written into `out` one after the other, C-contiguous; the reply is the
+SHA-256 of the stored bytes, of all files in their order. Each file is read once, so the digest is of the very
+bytes that were decoded.
 
 A field's own shape says what it takes: [rows, columns] one channel; with an axis of 1 or 3 last, or else
 first, that many channels there. A series has [slices, rows, columns] in their place.
@@ -34,7 +35,7 @@ from rapha.node.sources.imaging.order import (
 )
 from rapha.node.sources.imaging.pixels import Channels, values
 from rapha.node.sources.interface import Quarantine
-from rapha.node.sources.workers.interface import Unusable, Work
+from rapha.node.sources.workers.interface import InParts, Unusable, Work
 from rapha.runtime.casting import cast
 from rapha.runtime.transforms import apply_one
 
@@ -79,7 +80,7 @@ class _File:
     image: Image
 
 
-class Decoder:
+class Decoder(InParts):
     """Renders records as `setup` says; called with one item at a time.
 
     It keeps the last multi-frame file open: its frames are mostly asked for one after the other.
@@ -93,8 +94,8 @@ class Decoder:
         if any(order.what not in WHATS[setup.record] for order in setup.renders):
             raise ValueError(f"a {setup.record} record has none of that to render")
 
-    def __call__(self, args: bytes, stored: Sequence[BinaryIO], out: memoryview) -> bytes:
-        """As `Work`.
+    def begin(self, args: bytes, stored: Sequence[BinaryIO], out: memoryview) -> Callable[[], bytes]:
+        """As `InParts`: decode, all renders of it; what it returns applies the steps.
 
         Raises:
             Unusable: with the reason why this record can't be rendered.
@@ -105,14 +106,19 @@ class Decoder:
         if len(item.expect) != wanted or len(stored) != wanted or len(out) < sum(self._sizes):
             raise ValueError("the item doesn't fit the task")
         try:
-            digest, rendered = self._record(item, stored)
+            digest, decoded = self._record(item, stored)
         except MemoryError:
             raise Unusable(Quarantine.TOO_LARGE) from None
-        target, at = np.frombuffer(out, np.uint8), 0
-        for value, size in zip(rendered, self._sizes, strict=True):
-            target[at : at + size] = value.reshape(-1).view(np.uint8)
-            at += size
-        return digest
+
+        def finish() -> bytes:
+            at = 0
+            for axes, size in zip(self._axes, self._sizes, strict=True):
+                value = axes.finished(decoded.pop(0))
+                np.frombuffer(out, np.uint8)[at : at + size] = value.reshape(-1).view(np.uint8)
+                at += size
+            return digest
+
+        return finish
 
     def _record(self, item: Args, stored: Sequence[BinaryIO]) -> tuple[bytes, list[Array]]:
         match self._setup.record:
@@ -125,7 +131,7 @@ class Decoder:
                 return self._pair(item, stored)
 
     def _each(self, render: Callable[[_Axes], Array]) -> list[Array]:
-        return [axes.finished(render(axes)) for axes in self._axes]
+        return [axes.checked(render(axes)) for axes in self._axes]
 
     def _file(self, stored: BinaryIO, expect: Expect) -> _File:
         key, file = _key(stored), self._last
@@ -139,7 +145,7 @@ class Decoder:
 
     def _series(self, item: Args, stored: Sequence[BinaryIO]) -> tuple[bytes, list[Array]]:
         digest, ranks, stacks = self._stacked(item, stored)  # the files are out of memory again
-        return digest, [stack.axes.finished(stack.ordered(ranks)) for stack in stacks]
+        return digest, [stack.axes.checked(stack.ordered(ranks)) for stack in stacks]
 
     def _stacked(self, item: Args, stored: Sequence[BinaryIO]) -> tuple[bytes, list[int], list[_Stack]]:
         digest = hashlib.sha256()
@@ -213,12 +219,15 @@ class _Axes:
         """A single channel, repeated if more are wanted."""
         return self.arranged(value if self.channels == 1 else np.repeat(value[..., np.newaxis], 3, axis=-1))
 
-    def finished(self, value: Array) -> Array:
-        """After the job's steps. Raises Unusable: SHAPE where the field promises another shape."""
+    def checked(self, value: Array) -> Array:
+        """As the field promises it. Raises Unusable: SHAPE where it has another shape."""
         shape = self.order.before.shape
         if any(b not in (0, a) for a, b in zip(value.shape, shape, strict=True)):
             raise Unusable(Quarantine.SHAPE)
-        value = cast(value, self.order.before.dtype)
+        return cast(value, self.order.before.dtype)
+
+    def finished(self, value: Array) -> Array:
+        """After the job's steps."""
         return apply_one(value, self.order.before, self.order.steps)
 
 
@@ -243,11 +252,12 @@ class _Stack:
         self._count += 1
 
     def ordered(self, ranks: Sequence[int]) -> Array:
-        """All frames in that order, laid out. Precondition: as many were added as announced."""
-        if self._frames is None or self._count != len(self._frames):
+        """All frames in that order, laid out, and no longer here. Precondition: as many as announced came."""
+        frames, self._frames = self._frames, None
+        if frames is None or self._count != len(frames):
             raise ValueError("a stack is not complete")
         sorted_ = list(ranks) == list(range(self._count))
-        return self.axes.arranged(self._frames if sorted_ else self._frames[list(ranks)])
+        return self.axes.arranged(frames if sorted_ else frames[list(ranks)])
 
 
 def _read(stored: BinaryIO) -> bytes:

@@ -2,6 +2,7 @@
 
     item:   ordinal, length of args, number of paths, number of data; their lengths; args, paths, data
     answer: ordinal, verdict, length of the reply; the reply
+mark:   as an answer without a verdict and a reply: the item's first part is done, the second begins
 
 The worker believes the pool. The pool believes nothing: a frame that isn't the answer to the item at the head
 of the worker's queue ends the worker.
@@ -31,6 +32,7 @@ FAILED: Final = b"F"
 _ITEM: Final = struct.Struct("<IIHH")
 _ANSWER: Final = struct.Struct("<IBI")
 _SPENT: Final = 0x80
+_MARK: Final = 0x40
 _KNOWN: Final = frozenset(map(int, Quarantine))
 
 
@@ -44,12 +46,16 @@ class Frame:
 
     Attributes:
         spent: the worker ran out of memory; what it does next may fail for that alone.
+        mark: this is no answer yet.
+        chosen: it is about the item's second part; said by the pool, never by the worker.
     """
 
     ordinal: int
     verdict: Quarantine
     spent: bool
     reply: bytes
+    mark: bool = False
+    chosen: bool = False
 
 
 def fits(item: Item, limits: Limits) -> bool:
@@ -93,8 +99,13 @@ def encode_answer(ordinal: int, verdict: Quarantine, reply: bytes, *, spent: boo
     return _ANSWER.pack(ordinal, int(verdict) | (_SPENT if spent else 0), len(reply)) + reply
 
 
+def encode_mark(ordinal: int) -> bytes:
+    """The mark as bytes; used by the worker."""
+    return _ANSWER.pack(ordinal, _MARK, 0)
+
+
 def take_answer(received: bytearray) -> Frame | None:
-    """Remove the first whole frame from `received`; None where there is none yet.
+    """Remove the first whole answer or mark from `received`; None where there is none yet.
 
     Raises:
         GarbageError: no answer begins like that.
@@ -102,6 +113,9 @@ def take_answer(received: bytearray) -> Frame | None:
     if len(received) < _ANSWER.size:
         return None
     ordinal, verdict, length = _ANSWER.unpack_from(received)
+    if verdict == _MARK and not length:
+        del received[: _ANSWER.size]
+        return Frame(ordinal, Quarantine.NONE, spent=False, reply=b"", mark=True)
     known, spent = verdict & ~_SPENT, bool(verdict & _SPENT)
     if length > MAX_REPLY or known not in _KNOWN or (known and length):
         raise GarbageError

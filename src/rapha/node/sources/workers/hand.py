@@ -9,7 +9,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from rapha.node.sources.workers import frames
@@ -92,6 +92,7 @@ class Hand:
         given: what it has not answered yet; it works on the first.
         since: the clock when it began with that one, or when it was forked.
         began: its walls are up.
+        chosen: it is at the second part of the first item.
         ended: it is dead, or said what no worker says; nothing more is expected of it.
         answered: how many items it has done.
 
@@ -114,6 +115,7 @@ class Hand:
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
         self.staging, self._clock = staging, clock
         self.since, self.began, self.ended, self.answered = clock(), False, False, 0
+        self.chosen = False
         self.given: deque[Given] = deque()
         self._pace = 1.0
         self._sending, self._outbox = memoryview(b""), list[bytes]()
@@ -193,7 +195,13 @@ class Hand:
                     return
                 if frame.ordinal != self.given[len(found)].ordinal & 0xFFFFFFFF:
                     raise frames.GarbageError
-                found.append(frame)
+                if frame.mark:
+                    if self.chosen:
+                        raise frames.GarbageError
+                    self.chosen, self.since = True, self._clock()
+                    continue
+                found.append(replace(frame, chosen=self.chosen))
+                self.chosen = False
         except frames.GarbageError:
             self.ended = True
 

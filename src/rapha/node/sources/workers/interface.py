@@ -6,6 +6,7 @@ what it parses: then that item is lost with a reason, and no other.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -23,6 +24,23 @@ class Task(StrEnum):
 
 Work = Callable[[bytes, Sequence[BinaryIO], memoryview], bytes]
 """`work(args, stored, out) -> reply`: reads what is stored, may write into `out`. Raises `Unusable`."""
+
+
+class InParts(ABC):
+    """A `Work` of two parts: what is stored, in which no job has a say, and what the job chose to do with it.
+
+    Whether a record falls out must not hang on the job: it could choose steps at which only the largest do,
+    and compare cohorts with and without. So the first part loses its item; what goes wrong in the second is
+    no verdict on the item but the end of the run.
+    """
+
+    @abstractmethod
+    def begin(self, args: bytes, stored: Sequence[BinaryIO], out: memoryview) -> Callable[[], bytes]:
+        """The first part; what it returns is the second, with the reply. Raises `Unusable`."""
+
+    def __call__(self, args: bytes, stored: Sequence[BinaryIO], out: memoryview) -> bytes:
+        """Both parts."""
+        return self.begin(args, stored, out)()
 
 
 class Unusable(Exception):  # noqa: N818  a verdict on a record, not a defect
@@ -65,8 +83,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one worker: seconds an item may take, bytes of memory, bytes of one stored file."""
+    """Of one worker: seconds an item may take, bytes of memory, bytes of one stored file.
+
+    Attributes:
+        chosen_s: seconds for an item's second part, apart from `item_s`.
+    """
 
     item_s: float = 30.0
+    chosen_s: float = 120.0
     memory_bytes: int = 2 * 2**30
     file_bytes: int = 2**31

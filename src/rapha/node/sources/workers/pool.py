@@ -3,7 +3,7 @@
 An item is lost only by what it does itself. The worker answers each item as soon as it is done, in order, so
 the first one unanswered is the one that it died of, hung on or lied about, unless an earlier one broke the
 worker: so that item has another try, in a worker that has seen nothing yet. What was queued behind it goes to
-other workers.
+other workers. In its second part, which the job chose, no item is lost: the run ends (see `InParts`).
 
 What a worker that was taken over can still do, until it is replaced: answer wrongly for the items it is given
 from then on. It can't see the output of another item, nor reach anything but its socket and the folder.
@@ -106,7 +106,8 @@ class Pool:
         """An answer for each item, in any order, each once; lazy on both sides.
 
         Raises:
-            Refused: `node.dataset_invalid` where too many items hang; as the class does.
+            Refused: `node.dataset_invalid` where too many items hang; `privacy.cohort_refused` where an
+                item's second part fails; as the class does.
         """
         if self._template is None or self._running:
             raise RuntimeError("a pool runs once at a time, inside its `with`")
@@ -191,7 +192,7 @@ class Pool:
         for hand in list(self._hands):
             for frame in hand.receive():
                 self._settle(hand, frame)
-                if frame.spent:
+                if frame.spent or (frame.chosen and frame.verdict):
                     # Whatever it said of later items it said without memory: another worker does them again.
                     hand.ended = True
                     self._give_back(hand)
@@ -210,7 +211,8 @@ class Pool:
             hand.flush()
 
     def _deadline(self, hand: Hand) -> float:
-        return hand.since + (self._limits.item_s if hand.began else _START_S)
+        limits = self._limits
+        return hand.since + ((limits.chosen_s if hand.chosen else limits.item_s) if hand.began else _START_S)
 
     def _settle(self, hand: Hand, frame: frames.Frame) -> None:
         given = hand.given.popleft()
@@ -219,6 +221,9 @@ class Pool:
             taken = hand.staging.take()
             output = output if frame.verdict else taken
         self._stillborn = 0
+        if frame.chosen and frame.verdict:
+            self._chosen_failed(hand, given, first=hand.answered == 1)
+            return
         self._answers.append(Answer(given.ordinal, frame.verdict, frame.reply, output))
 
     def _bury(self, hand: Hand) -> None:
@@ -242,10 +247,18 @@ class Pool:
             if self._hung > _MOST_HUNG:
                 raise Refused("node.dataset_invalid", f"records hung their decoder {self._hung} times")
         given = hand.given.popleft()
-        if hand.answered and not given.again:
+        if hand.chosen:
+            self._chosen_failed(hand, given, first=not hand.answered)
+        elif hand.answered and not given.again:
             hand.given.appendleft(dataclasses.replace(given, again=True))
         else:
             self._answer(given.ordinal, Quarantine.DECODER_CRASHED if hand.ended else Quarantine.TOO_SLOW)
+
+    def _chosen_failed(self, hand: Hand, given: Given, *, first: bool) -> None:
+        """No record falls out by what the job chose. An earlier item may have broken the worker, though."""
+        if first or given.again:
+            raise Refused("privacy.cohort_refused")
+        hand.given.appendleft(dataclasses.replace(given, again=True))
 
     def _answer(self, ordinal: int, verdict: Quarantine) -> None:
         self._answers.append(Answer(ordinal, verdict, b"", memoryview(b"")))

@@ -28,7 +28,7 @@ from typing import BinaryIO, Final, NoReturn
 
 from rapha.node.sources.interface import Quarantine
 from rapha.node.sources.workers import frames, walls
-from rapha.node.sources.workers.interface import Item, Task, Unusable, Work
+from rapha.node.sources.workers.interface import InParts, Item, Task, Unusable, Work
 from rapha.runtime.sandbox.launcher import system
 
 FORK: Final = b"f"
@@ -180,10 +180,10 @@ class _Worker:
     def _serve(self, out: memoryview) -> None:
         with io.BufferedReader(io.FileIO(_SOCKET, closefd=False), _BUFFER) as stream:
             for ordinal, item in frames.read_items(stream):
-                verdict, reply, spent = self._attempt(item, out)
+                verdict, reply, spent = self._attempt(ordinal, item, out)
                 _write(frames.encode_answer(ordinal, verdict, reply, spent=spent))
 
-    def _attempt(self, item: Item, out: memoryview) -> tuple[Quarantine, bytes, bool]:
+    def _attempt(self, ordinal: int, item: Item, out: memoryview) -> tuple[Quarantine, bytes, bool]:
         """Verdict, reply, and whether memory ran out."""
         stored: list[BinaryIO] = []
         try:
@@ -191,7 +191,12 @@ class _Worker:
             for path in item.paths:
                 stored.append(_open(path, self.order.file_bytes))
             with memoryview(out) as view:
-                reply = bytes(self.work(item.args, stored, view))
+                if isinstance(self.work, InParts):
+                    second = self.work.begin(item.args, stored, view)
+                    _write(frames.encode_mark(ordinal))
+                    reply = bytes(second())
+                else:
+                    reply = bytes(self.work(item.args, stored, view))
         except Unusable as unusable:
             return unusable.quarantine or Quarantine.FILE_INVALID, b"", False
         except MemoryError:

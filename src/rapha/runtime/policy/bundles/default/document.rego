@@ -5,11 +5,16 @@ import rego.v1
 
 deny contains {
 	"code": "schema.field_missing",
-	"message": concat(" ", ["the input document lacks", concat(", ", sort(missing))]),
+	"message": concat(" ", ["the input document lacks", lacking]),
 	"fix": "Build the document from the published schema.",
 } if {
 	count(missing) > 0
 }
+
+lacking := concat(", ", sort(missing)) if count(missing) <= 12
+
+# A message has an end, and a whole branch of the document would not fit.
+lacking := sprintf("%v facts", [count(missing)]) if count(missing) > 12
 
 document_complete if {
 	is_object(input)
@@ -59,7 +64,10 @@ facts := [
 	["job", "outputs", "noise"],
 	["job", "outputs", "parameters"],
 	["job", "outputs", "release_dtype"],
+	["job", "outputs", "self_reported"],
+	["job", "outputs", "subgroups"],
 	["job", "outputs", "trusted_metrics"],
+	["job", "private"],
 	["job", "purpose"],
 	["node", "assurance"],
 	["node", "id"],

@@ -21,3 +21,7 @@ test_deny_missing_leaf if {
 test_deny_missing_branch if {
 	"schema.field_missing" in codes with input.job as {}
 }
+
+test_deny_no_word_about_private_training if {
+	codes == {"schema.field_missing"} with input.job as object.remove(input.job, ["private"])
+}

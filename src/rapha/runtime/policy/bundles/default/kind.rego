@@ -14,7 +14,7 @@ deny contains {
 deny contains {
 	"code": "policy.outputs",
 	"message": "an evaluation releases trusted metrics and nothing else",
-	"fix": "Take the weights out of the release plan; the model is yours already.",
+	"fix": "Take weights and self-reported values out of the release plan; the model is yours already.",
 } if {
 	not outputs_of_kind
 }
@@ -38,5 +38,6 @@ outputs_of_kind if {
 	input.job.kind == "evaluate"
 	input.job.outputs.has_weights == false
 	input.job.outputs.parameters == 0
+	input.job.outputs.self_reported == 0
 	count(input.job.outputs.trusted_metrics) > 0
 }

@@ -15,6 +15,7 @@ test_allow_evaluation_of_metrics if {
 		with input.job.outputs.has_weights as false
 		with input.job.outputs.release_dtype as null
 		with input.job.outputs.parameters as 0
+		with input.job.outputs.self_reported as 0
 }
 
 test_deny_evaluation_with_weights if {
@@ -32,7 +33,16 @@ test_deny_evaluation_of_nothing if {
 		with input.job.outputs.has_weights as false
 		with input.job.outputs.release_dtype as null
 		with input.job.outputs.parameters as 0
+		with input.job.outputs.self_reported as 0
 		with input.job.outputs.trusted_metrics as []
+}
+
+test_deny_evaluation_with_self_reported_values if {
+	codes == {"policy.outputs"} with input.job.kind as "evaluate"
+		with input.job.outputs.has_weights as false
+		with input.job.outputs.release_dtype as null
+		with input.job.outputs.parameters as 0
+		with input.job.outputs.self_reported as 1
 }
 
 test_deny_kind_not_offered if {
@@ -44,6 +54,7 @@ test_deny_evaluation_where_it_is_not_offered if {
 		with input.job.outputs.has_weights as false
 		with input.job.outputs.release_dtype as null
 		with input.job.outputs.parameters as 0
+		with input.job.outputs.self_reported as 0
 		with data.kinds as ["train"]
 }
 
