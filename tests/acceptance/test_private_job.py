@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,11 +68,14 @@ def test_the_owners_and_the_reviewer_saw_the_promise(delivered: Delivered) -> No
 
 def test_nothing_of_the_run_says_how_many_patients_there_were(delivered: Delivered) -> None:
     counted = next(e for e in delivered.stack.journal(delivered.job) if e.event == "counted")
-    exact = str(counted.data["patients"]).encode()
-    assert exact not in delivered.bundle
+    # As a number of its own: digests and base64 hold any four digits now and then.
+    exact = re.compile(rb"(?<![0-9A-Za-z+/=])%d(?![0-9A-Za-z+/=])" % counted.data["patients"])
+    bucket = 10
+    if counted.data["patients"] % bucket:  # else it is the bucket, which is told
+        assert not exact.search(delivered.bundle)
     assert not list(delivered.stack.world.node.rglob("groups.i32"))
     logs = delivered.stack.world.node / "state" / "logs" / delivered.job
-    assert exact not in (logs / "train.log").read_bytes()
+    assert not exact.search((logs / "train.log").read_bytes())
 
 
 def test_an_image_that_shadows_the_trainer_has_no_effect(private: Stack, tmp_path: Path) -> None:
