@@ -148,7 +148,17 @@ def _write(project: Project, train: str = GOOD, job: str = JOB) -> Project:
     return project
 
 
-@pytest.mark.parametrize("bad", AT_THE_NODE, ids=lambda b: b.name)
+TWINS = (
+    *("imports socket in a helper", "executes text", "exits before the first record", "writes a symlink"),
+    *("NaN weights", "sleeps past its time", "empty cohort", "purpose outside the agreement"),
+)
+"""Each is close to another in the table: the campaign runs them."""
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [pytest.param(b, marks=[pytest.mark.slow] * (b.name in TWINS), id=b.name) for b in AT_THE_NODE],
+)
 def test_ends_in_its_own_code_at_the_node(running: Stack, project: Project, bad: Bad) -> None:
     if "helper" not in bad.name:
         (project.folder / "code" / "helper.py").unlink()

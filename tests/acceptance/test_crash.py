@@ -20,8 +20,13 @@ from rapha.testing import stack as stacks
 from rapha.testing.killer import KILLER
 from rapha.testing.stack import Stack
 
-BEFORE_COMMIT = ["accepted", *(f"gate/{g}/started" for g in GATES), "gate/receipt/passed"]
-LATER = [*(f"gate/{g}/passed" for g in GATES[:-1]), "counted", "approved", "ticket"]
+EARLY = ("intake", "scan", "policy", "approval")
+BEFORE_COMMIT = ["accepted", *(f"gate/{g}/started" for g in GATES if g not in EARLY), "gate/receipt/passed"]
+LATER = [
+    *(f"gate/{g}/started" for g in EARLY),
+    *(f"gate/{g}/passed" for g in GATES[:-1]),
+    *("counted", "approved", "ticket"),
+]
 AFTER_COMMIT = ["committed"]
 
 

@@ -263,7 +263,7 @@ def _nobody(stack: Stack, signed: SignedJob) -> None:
         (_nobody, "policy.approval_missing"),
         pytest.param(_one_key_twice, "policy.approval_missing", marks=pytest.mark.slow),
         pytest.param(_stranger, "policy.approval_invalid", marks=pytest.mark.slow),
-        (_another_page, "policy.approval_invalid"),
+        pytest.param(_another_page, "policy.approval_invalid", marks=pytest.mark.slow),
     ],
 )
 def test_one_reviewer_is_not_two(
