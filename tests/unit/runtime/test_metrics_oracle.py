@@ -178,6 +178,7 @@ def rebuilt(queries: int, seed: int) -> float:
     return float(np.mean((found >= cut) == labels))
 
 
+@pytest.mark.slow
 def test_many_jobs_do_find_labels_and_few_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the cap on evaluations is for: no rule about one job holds against as many jobs as patients."""
     monkeypatch.setattr(bootstrap, "RESAMPLES", 2)
@@ -251,7 +252,10 @@ def guessed_from(told: list[dict[str, float]]) -> float:
     return float(cross_val_score(attacker, seen, np.arange(len(told)) % 2, cv=5).mean())
 
 
-@pytest.mark.parametrize("sizes", [(20, 20), (20, 20, 20), (10, 10, 10, 10, 10), (25, 24)])
+@pytest.mark.parametrize(
+    "sizes",
+    [(20, 20), *(pytest.param(s, marks=pytest.mark.slow) for s in ((20, 20, 20), (10,) * 5, (25, 24)))],
+)
 def test_groups_that_are_others_and_one_patient_are_left_out(
     sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
